@@ -1,0 +1,1 @@
+"""Templates of setups; a package only so that importlib.resources finds them."""

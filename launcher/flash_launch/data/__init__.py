@@ -1,0 +1,1 @@
+"""The run's data: digits, image folders, CSV manifests, one's own."""

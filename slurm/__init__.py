@@ -1,0 +1,1 @@
+"""Templates of Slurm scripts; a package only so that importlib.resources finds them."""

@@ -1,0 +1,1 @@
+"""Finetuning strategies: schedules of what trains when, and the transitions that rebuild the engines across ranks."""
