@@ -1,0 +1,299 @@
+"""Which parameters train: from a module tree and what a phase trains to parameter names, and what a layer is."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import ceil
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from flash_strategies.errors import ModulesToFreezeError, StrategyTypeError, StrategyValueError
+from flash_strategies.schedule import Counting, Everything, LastLayers, Matching, Nothing, What
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the backbone."""
+
+    name: str
+    """The module's name under the task."""
+    parameters: tuple[str, ...]
+    """Names of the parameters that the module itself holds; empty for the activations and pools of Flash's count."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What trains in one phase and what does not. Names are those of the task's `named_parameters()`, in its order."""
+
+    trainable: tuple[str, ...]
+    """Parameters that train; shared ones once."""
+    frozen: tuple[str, ...]
+    """All other parameters."""
+    layers: tuple[str, ...]
+    """The backbone's layers (modules that hold parameters) of which a parameter trains, in module order."""
+    eval_batch_norms: tuple[str, ...]
+    """Batch norms to hold in eval mode, so that their running statistics stand still; none with train_bn."""
+
+
+def freezable_modules(task: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules a strategy may freeze: what `modules_to_freeze()` gives, flattened, else the task's `backbone`.
+
+    Empty where `modules_to_freeze()` gives None: nothing is frozen.
+
+    Raises:
+        ModulesToFreezeError: the task has neither.
+        StrategyTypeError: something else than a module, a nested iterable of modules, or None.
+        StrategyValueError: a module that is not the task's.
+    """
+    who = type(task).__name__
+    method: object = getattr(task, "modules_to_freeze", None)
+    if method is None:
+        given: object = getattr(task, "backbone", None)
+        source = f"{who}.backbone"
+        if given is None:
+            children = ", ".join(name for name, _ in task.named_children()) or "no modules at all"
+            raise ModulesToFreezeError(
+                f"{who} does not say what its backbone is (it has {children}): name the module `self.backbone`, or add "
+                "a method modules_to_freeze() that returns the module or modules to freeze, or None to freeze nothing. "
+                "The strategy 'no_freeze' does without"
+            )
+    elif isinstance(method, nn.Module) or not callable(method):
+        raise StrategyTypeError(
+            f"{who}.modules_to_freeze is {_told(method)}: it must be a method that returns the module or modules"
+        )
+    else:
+        given = method()
+        source = f"{who}.modules_to_freeze()"
+    modules = () if given is None else tuple(dict.fromkeys(_flattened(given, source)))
+    _Names(task).check(modules)
+    return modules
+
+
+def freezable_layers(
+    task: nn.Module, modules: Sequence[nn.Module], counting: Counting = "parameters"
+) -> tuple[Layer, ...]:
+    """The layers of the given modules of the task, first to last.
+
+    By "parameters" they are the modules that hold parameters themselves, in module order, shared ones once. By "flash"
+    they are those and all leaf modules, as Flash 0.8 counts them, shared ones as often as it does.
+
+    Raises:
+        StrategyValueError: a module that is not the task's.
+    """
+    names = _Names(task)
+    names.check(modules)
+    return tuple(
+        Layer(names.modules.get(module, type(module).__name__), tuple(names.parameters[p] for p in _own(module)))
+        for module in _layer_modules(modules, counting)
+    )
+
+
+def frozen_by_user(task: nn.Module, modules: Sequence[nn.Module]) -> frozenset[str]:
+    """Parameters outside of the given modules that require no gradient now, for `resolve` to keep them so.
+
+    To be called before the first phase is applied, and kept for all phases.
+    """
+    inside = frozenset(parameter for module in _submodules(modules) for parameter in _own(module))
+    return frozenset(name for name, p in task.named_parameters() if p not in inside and not p.requires_grad)
+
+
+def resolve(
+    task: nn.Module,
+    modules: Sequence[nn.Module],
+    what: What,
+    *,
+    train_bn: bool,
+    always_frozen: frozenset[str] = frozenset(),
+) -> Selection:
+    """What trains of the task when `what` trains of its freezable modules. Changes nothing; ignores `requires_grad`.
+
+    What lies outside of the modules trains, and so does a parameter that is shared with an owner which trains.
+    Parameters in `always_frozen` (see `frozen_by_user`) never do, nor those of integer type. With `train_bn` the batch
+    norms of the frozen part train too; without, they are to be held in eval mode.
+
+    Raises:
+        StrategyValueError: nothing would train, more layers than there are, last layers without a parameter, a
+            pattern that matches nothing, a name in `always_frozen` or a module that is not the task's.
+    """
+    names = _Names(task)
+    names.check(modules)
+    unknown = sorted(always_frozen - names.aliases.keys())
+    if unknown:
+        raise StrategyValueError(f"always_frozen names {unknown[0]!r}, {_nearest(unknown[0], names.aliases)}")
+    if isinstance(what, Matching):
+        _check_patterns(what, names)
+
+    inside = tuple(_submodules(modules))
+    awake = _awake(inside, modules, what, names)
+    trainable = {p for module in awake for p in _own(module)}
+    if isinstance(what, Matching):  # of the modules that are awake, only what matches
+        trainable &= names.matching(what)
+    trainable.update(p for module in names.modules.keys() - set(inside) for p in _own(module))
+    asleep_batch_norms = [module for module in inside if isinstance(module, _BatchNorm) and module not in awake]
+    if train_bn:
+        trainable.update(p for module in asleep_batch_norms for p in _own(module))
+    trainable -= {names.aliases[name] for name in always_frozen}
+    trainable = {p for p in trainable if p.is_floating_point() or p.is_complex()}
+
+    if not trainable:
+        raise StrategyValueError(
+            f"nothing of {type(task).__name__} would train with {what!r} of the modules to freeze: leave the head out "
+            "of modules_to_freeze(), or use a strategy that unfreezes from epoch 0"
+        )
+    return Selection(
+        trainable=tuple(name for p, name in names.parameters.items() if p in trainable),
+        frozen=tuple(name for p, name in names.parameters.items() if p not in trainable),
+        layers=tuple(names.modules[module] for module in inside if not trainable.isdisjoint(_own(module))),
+        eval_batch_norms=() if train_bn else tuple(names.modules[module] for module in asleep_batch_norms),
+    )
+
+
+class _Names:
+    """The names of a task's modules and parameters, by identity."""
+
+    def __init__(self, task: nn.Module) -> None:
+        self.task = task
+        self.modules = {module: name for name, module in task.named_modules()}
+        # Tensors hash by identity, and a dict compares by identity first: equal values are never taken for the same.
+        self.parameters = {parameter: name for name, parameter in task.named_parameters()}
+        self.aliases = dict(task.named_parameters(remove_duplicate=False))
+        """Every name, those of shared parameters too, in module order."""
+
+    def check(self, modules: Sequence[nn.Module]) -> None:
+        """Refuse modules that hold something and are not the task's: freezing them would do nothing, or go unnamed."""
+        for module in _submodules(modules):
+            if module not in self.modules and (_own(module) or isinstance(module, _BatchNorm)):
+                raise StrategyValueError(
+                    f"the modules to freeze hold a {type(module).__name__} that is not a module of "
+                    f"{type(self.task).__name__}: assign it to an attribute of the task (in a list, use "
+                    "nn.ModuleList), and give the task's own modules rather than copies"
+                )
+
+    def matching(self, what: Matching) -> set[nn.Parameter]:
+        """The parameters of which a name matches."""
+        return {p for name, p in self.aliases.items() if _matches(name, what)}
+
+
+def _awake(
+    inside: Sequence[nn.Module], modules: Sequence[nn.Module], what: What, names: _Names
+) -> frozenset[nn.Module]:
+    """The freezable modules that `what` lets train, those without parameters included."""
+    match what:
+        case Nothing():
+            return frozenset()
+        case Everything():
+            return frozenset(inside)
+        case Matching():
+            matching = names.matching(what)
+            # A batch norm without parameters has buffers, by whose names a pattern can mean it.
+            return frozenset(
+                module
+                for module in inside
+                if not matching.isdisjoint(_own(module))
+                or any(_matches(f"{names.modules.get(module)}.{name}", what) for name, _ in _own_buffers(module))
+            )
+        case LastLayers():
+            last = _last_layers(inside, modules, what)
+            if not last:
+                return frozenset()
+            # What holds no parameters goes with the layers: it is awake from the first of them on.
+            first = min(position for position, module in enumerate(inside) if module in last)
+            return frozenset(
+                module for i, module in enumerate(inside) if module in last or (i >= first and not _own(module))
+            )
+
+
+def _last_layers(inside: Sequence[nn.Module], modules: Sequence[nn.Module], what: LastLayers) -> frozenset[nn.Module]:
+    if not inside:  # nothing can be frozen, so nothing needs to unfreeze
+        return frozenset()
+    layers = _layer_modules(modules, what.counting)
+    count = what.count if isinstance(what.count, int) else max(1, ceil(what.count * len(layers)))
+    if count > len(layers):
+        raise StrategyValueError(
+            f"the last {count} layers were asked for, the modules to freeze have {len(layers)} "
+            f"(counting={what.counting!r}): give 1 to {len(layers)}, or a fraction such as Fraction(1, 4)"
+        )
+    if not any(_own(module) for module in layers[-count:]):
+        needed = next((n for n, module in enumerate(reversed(layers), 1) if _own(module)), None)
+        fix = "there is nothing to unfreeze" if needed is None else f"give {needed} or more, or count by 'parameters'"
+        raise StrategyValueError(
+            f"the last {count} of {len(layers)} layers hold no parameter (counting={what.counting!r}; the last is a "
+            f"{type(layers[-1]).__name__}), so nothing would unfreeze: {fix}"
+        )
+    return frozenset(layers[-count:])
+
+
+def _layer_modules(modules: Sequence[nn.Module], counting: Counting) -> tuple[nn.Module, ...]:
+    if counting == "flash":
+        return tuple(layer for module in modules for layer in _flash_layers(module))
+    return tuple(module for module in _submodules(modules) if _own(module))
+
+
+def _flash_layers(module: nn.Module) -> Iterator[nn.Module]:
+    # Flash goes through containers child by child, so it counts a module shared by two of their children twice.
+    children = module.values() if isinstance(module, nn.ModuleDict) else module
+    if isinstance(children, Iterable):
+        for child in children:
+            yield from _flash_layers(child)
+    else:
+        yield from (m for m in module.modules() if _own(m) or next(m.children(), None) is None)
+
+
+def _submodules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """All modules under the given ones, parents first, each once."""
+    yield from dict.fromkeys(submodule for module in modules for submodule in module.modules())
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the module holds itself."""
+    return list(module.parameters(recurse=False))
+
+
+def _own_buffers(module: nn.Module) -> list[tuple[str, object]]:
+    return list(module.named_buffers(recurse=False)) if isinstance(module, _BatchNorm) and not _own(module) else []
+
+
+def _flattened(given: object, source: str) -> Iterator[nn.Module]:
+    if isinstance(given, nn.Module):
+        yield given
+    elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, dict, nn.Parameter)):
+        for item in given:
+            yield from _flattened(item, source)
+    else:
+        raise StrategyTypeError(
+            f"{source} gave {_told(given)}: it must give a module, a list of modules (lists may be nested), or None to "
+            "freeze nothing; for parameters by name, use a strategy with Matching(patterns)"
+        )
+
+
+def _told(given: object) -> str:
+    text = repr(given)
+    return f"a {type(given).__name__}, {text if len(text) <= 80 else text[:77] + '...'}"
+
+
+def _matches(name: str, what: Matching) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in what.patterns)
+
+
+def _check_patterns(what: Matching, names: _Names) -> None:
+    for pattern in what.patterns:
+        if not any(fnmatchcase(name, pattern) for name in names.aliases):
+            raise StrategyValueError(
+                f"the pattern {pattern!r} matches no parameter of {type(names.task).__name__}, "
+                f"{_nearest(pattern, names.aliases)}"
+            )
+
+
+def _nearest(given: str, names: Iterable[str]) -> str:
+    """The parameters, and the patterns for whole modules, whose names come nearest."""
+    possible = [*names]
+    possible += dict.fromkeys(f"{prefix}.*" for name in possible for prefix in _prefixes(name))
+    nearest = difflib.get_close_matches(given, possible, n=3, cutoff=0.3) or possible[:3]
+    return f"the nearest names are {', '.join(nearest)}"
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
