@@ -26,9 +26,17 @@ if TYPE_CHECKING:
         Matching,
         Nothing,
         Phase,
+        freezes,
         validated_phases,
     )
-    from flash_strategies.selection import Layer, Selection, freezable_layers, freezable_modules, resolve
+    from flash_strategies.selection import (
+        Layer,
+        Selection,
+        freezable_layers,
+        freezable_modules,
+        frozen_by_user,
+        resolve,
+    )
     from flash_strategies.unfreeze_milestones import UnfreezeMilestones
 
 __all__ = [
@@ -56,6 +64,8 @@ __all__ = [
     "UnsupportedVersionError",
     "freezable_layers",
     "freezable_modules",
+    "freezes",
+    "frozen_by_user",
     "parse_strategy",
     "register_strategy",
     "resolve",
@@ -81,8 +91,17 @@ _HOMES = {
     "freeze_unfreeze": ("FreezeUnfreeze",),
     "no_freeze": ("NoFreeze",),
     "registry": ("StrategySpec", "parse_strategy", "register_strategy", "strategy_names"),
-    "schedule": ("Everything", "FinetuningStrategy", "LastLayers", "Matching", "Nothing", "Phase", "validated_phases"),
-    "selection": ("Layer", "Selection", "freezable_layers", "freezable_modules", "resolve"),
+    "schedule": (
+        "Everything",
+        "FinetuningStrategy",
+        "LastLayers",
+        "Matching",
+        "Nothing",
+        "Phase",
+        "freezes",
+        "validated_phases",
+    ),
+    "selection": ("Layer", "Selection", "freezable_layers", "freezable_modules", "frozen_by_user", "resolve"),
     "unfreeze_milestones": ("UnfreezeMilestones",),
 }
 

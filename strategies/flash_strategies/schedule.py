@@ -218,12 +218,13 @@ def check_layers(count: object, counting: object, who: str) -> None:
         raise StrategyValueError(f"{who}: layers cannot be counted by {counting!r}: use one of {', '.join(COUNTINGS)}")
 
 
-def check_before_end(epoch: int, epochs: int | None, who: str) -> None:
+def check_before_end(epoch: int, max_epochs: int | None, who: str) -> None:
     """Check that a run of so many epochs reaches the epoch; a run of unknown length may.
 
     Raises:
         StrategyValueError: the epoch never begins.
     """
+    epochs = known_epochs(max_epochs)
     if epochs is not None and epoch >= epochs:
         raise StrategyValueError(
             f"{who}: epoch {epoch} never begins, a run of {epochs} epoch{'s' * (epochs != 1)} ends with epoch "

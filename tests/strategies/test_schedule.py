@@ -67,6 +67,7 @@ class Own:
 )
 def test_phases(strategy: FinetuningStrategy, max_epochs: int | None, expected: tuple[Phase, ...]) -> None:
     assert validated_phases(strategy, max_epochs) == expected
+    assert strategy.phases(max_epochs) == expected
 
 
 @pytest.mark.parametrize(("max_epochs", "epoch"), [(2, 1), (3, 2), (4, 2), (5, 3), (10, 5)])
