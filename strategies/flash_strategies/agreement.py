@@ -1,0 +1,111 @@
+"""Agreement of all ranks before anything changes: never a hang, and the rank that differs is named."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from flash_strategies.errors import AgreementError
+from flash_strategies.plan import PhasePlan, first_difference
+
+
+class ControlGroup:
+    """A gloo group of all ranks beside the one that trains, so that control never waits behind the accelerator."""
+
+    def __init__(self, timeout: float = 60.0) -> None:
+        """Make the group; every rank must do so at the same point.
+
+        Args:
+            timeout: seconds to wait for another rank before it is named in an error.
+        """
+        self._timeout = timedelta(seconds=timeout)
+        group = dist.new_group(backend="gloo", timeout=self._timeout) if _many() else None
+        self._group = group if isinstance(group, dist.ProcessGroup) else None
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return dist.get_rank(self._group) if self._group is not None else 0
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return dist.get_world_size(self._group) if self._group is not None else 1
+
+    def meet(self, where: str) -> None:
+        """Wait until all ranks are here.
+
+        Raises:
+            AgreementError: some ranks did not come within the time-out; they are named.
+        """
+        if self._group is None:
+            return
+        try:
+            # torch.distributed.monitored_barrier: rank 0 hears from each rank and names those that are missing
+            dist.monitored_barrier(self._group, timeout=self._timeout, wait_all_ranks=True)
+        except RuntimeError as error:
+            seconds = self._timeout.total_seconds()
+            raise AgreementError(
+                f"at {where}, not all ranks came within {seconds:g} s: {_first_line(error)}"
+            ) from error
+
+    def gather(self, value: object, where: str) -> list[object]:
+        """Every rank's value, in the order of ranks; waits as `meet` does."""
+        if self._group is None:
+            return [value]
+        self.meet(where)
+        values: list[object] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def min_max(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Element-wise minimum and maximum over the ranks, of a CPU tensor."""
+        if self._group is None:
+            return values, values
+        low, high = values.clone(), values.clone()
+        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self._group)
+        dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self._group)
+        return low, high
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Element-wise sum over the ranks, of a CPU tensor; integers wrap around."""
+        if self._group is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total, group=self._group)
+        return total
+
+    def agree(self, plan: PhasePlan) -> str:
+        """Compare the plan over all ranks and return its fingerprint.
+
+        Raises:
+            AgreementError: ranks differ, or did not come; names the ranks and the first difference.
+        """
+        where = f"the transition to phase {plan.phase!r}"
+        prints = [str(value) for value in self.gather(plan.fingerprint(), where)]
+        if len(set(prints)) == 1:
+            return prints[0]
+        # most ranks are taken to be right, the lowest rank where there is no majority
+        right = max(Counter(prints).items(), key=lambda item: (item[1], -prints.index(item[0])))[0]
+        reference = prints.index(right)
+        odd = [rank for rank, value in enumerate(prints) if value != right]
+        plans = self.gather(plan.to_json(), where)
+        difference = first_difference(json.loads(str(plans[reference])), json.loads(str(plans[odd[0]])))
+        who = f"rank {odd[0]} differs" if len(odd) == 1 else f"ranks {', '.join(map(str, odd))} differ"
+        raise AgreementError(
+            f"at {where}, {who} from rank {reference} ('here' is rank {reference}, "
+            f"'there' rank {odd[0]}): {difference}. Nothing was changed. "
+            "Every rank must run the same strategy on the same model; look for code that depends on the rank, on time or on random numbers."
+        )
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,298 @@
+"""What every engine does: keep the param groups by name, plan the next ones, and rebuild itself around them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flash_strategies.digest import slice_digest
+from flash_strategies.errors import TransitionError
+from flash_strategies.plan import GroupPlan, Option, PhasePlan
+from flash_strategies.schedulers import Scheduler, park, reindex
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A slice of one flattened parameter's state, as this rank holds it."""
+
+    name: str
+    """Name of the parameter."""
+    start: int
+    """Position of the first element in the flattened parameter."""
+    tensor: torch.Tensor
+    """The elements, one-dimensional; a view where possible."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes that this rank holds for training, counted from live tensors."""
+
+    masters: int
+    """fp32 master weights that are not the weights themselves."""
+    moments: int
+    """Optimizer state."""
+    gradients: int
+    """Gradients and gradient buffers."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.masters + self.moments + self.gradients
+
+
+@dataclass
+class Cohort:
+    """The names in one live param group; parameters that were unfrozen together."""
+
+    names: tuple[str, ...]
+    """Parameter names in the group's order."""
+    home: int
+    """Index of the group the optimizer was built with."""
+
+
+@dataclass
+class Parked:
+    """A param group whose parameters are all frozen: its options, kept for the day they train again."""
+
+    options: dict[str, Option]
+    """lr, initial_lr, weight_decay, ..."""
+    schedule: dict[str, object] = field(default_factory=dict)
+    """The schedulers' entries for the group."""
+
+
+class Engine(ABC):
+    """One way of holding the model over the ranks, able to change its param groups while it lives."""
+
+    def __init__(self, task: nn.Module, optimizer: Optimizer, schedulers: Sequence[Scheduler] = ()) -> None:
+        """Take over an optimizer that holds whole parameters of `task`, before any engine is built around it.
+
+        Frozen parameters are taken out of the optimizer, and remembered as belonging to the group they stood in.
+
+        Args:
+            task: the module whose `named_parameters` give the names.
+            optimizer: over parameters of `task`.
+            schedulers: the learning-rate schedulers that drive the optimizer.
+        """
+        self.task = task
+        self.optimizer = optimizer
+        self.schedulers = list(schedulers)
+        self.parameters: dict[str, nn.Parameter] = dict(task.named_parameters())
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.cohorts: list[Cohort] = []
+        self.parked: dict[int, Parked] = {}
+        self._homes: dict[str, int] = {}
+        for home, group in enumerate(optimizer.param_groups):
+            members = [names[id(parameter)] for parameter in group["params"] if id(parameter) in names]
+            self._homes.update(dict.fromkeys(members, home))
+            trainable = tuple(name for name in members if self.parameters[name].requires_grad)
+            self.cohorts.append(Cohort(trainable, home))
+        before = len(self.cohorts)
+        for index, cohort in enumerate(self.cohorts):
+            optimizer.param_groups[index]["params"] = [self.parameters[name] for name in cohort.names]
+        kept = [index for index, cohort in enumerate(self.cohorts) if cohort.names]
+        self._park([index for index in range(before) if index not in kept])
+        optimizer.param_groups[:] = [optimizer.param_groups[index] for index in kept]
+        reindex(self.schedulers, optimizer, before, kept)
+        self.cohorts = [self.cohorts[index] for index in kept]
+
+    # ---- planning
+
+    def plan(
+        self, phase: str, trainable: Collection[str], *, number: int, step: int, lr: dict[str, float] | None = None
+    ) -> PhasePlan:
+        """The param groups of the coming phase: those that go on, then new ones for what is unfrozen now.
+
+        Args:
+            phase: the coming phase's name.
+            trainable: names of all parameters that train in it.
+            number: how many transitions there were.
+            step: optimizer steps done.
+            lr: learning rates for newly unfrozen parameters, by name, where they are not their group's.
+
+        Raises:
+            TransitionError: nothing would train, or a name is unknown.
+        """
+        wanted = set(trainable)
+        if unknown := sorted(wanted - set(self.parameters)):
+            raise TransitionError(f"phase {phase!r} names parameters the task does not have: {', '.join(unknown[:3])}")
+        if not wanted:
+            raise TransitionError(
+                f"in phase {phase!r} nothing would train; a phase needs at least one trainable parameter"
+            )
+        groups: list[GroupPlan] = []
+        live: set[str] = set()
+        for index, cohort in enumerate(self.cohorts):
+            live.update(cohort.names)
+            if kept := tuple(name for name in cohort.names if name in wanted):
+                groups.append(self._group(kept, index, cohort.home, None))
+        rates = lr or {}
+        fresh: dict[tuple[int, str, float | None], list[str]] = {}
+        for name, parameter in self.parameters.items():
+            if name in wanted and name not in live:
+                key = (self._homes.get(name, 0), str(parameter.dtype), rates.get(name))
+                fresh.setdefault(key, []).append(name)
+        for (home, _, rate), members in fresh.items():
+            source = next((index for index, cohort in enumerate(self.cohorts) if cohort.home == home), None)
+            if source is None and home not in self.parked:
+                source = 0
+            groups.append(self._group(tuple(members), source, home, rate))
+        return PhasePlan(phase, number, step, tuple(groups))
+
+    def _group(self, names: tuple[str, ...], source: int | None, home: int, lr: float | None) -> GroupPlan:
+        options = self._options(source, home)
+        if lr is not None:
+            options["initial_lr"] = lr
+            options["lr"] = lr
+        shapes = tuple(self.shape(name) for name in names)
+        dtype = str(self.parameters[names[0]].dtype)
+        return GroupPlan(names, shapes, dtype, source, home, tuple(sorted(options.items())))
+
+    def _options(self, source: int | None, home: int) -> dict[str, Option]:
+        if source is not None:
+            return _plain_options(self.optimizer.param_groups[source])
+        options = dict(self.parked[home].options)
+        # the schedule went on while the group was parked: the live groups tell how far it is
+        live = self.optimizer.param_groups[0]
+        base, initial = live.get("initial_lr"), options.get("initial_lr")
+        if base and isinstance(initial, float):
+            options["lr"] = initial * float(live["lr"]) / float(base)
+        return options
+
+    # ---- the transition
+
+    def rebuild(self, plan: PhasePlan) -> None:
+        """Change to the plan's trainable parameters and groups; on all ranks, at an optimizer-step boundary.
+
+        Fp32 masters, optimizer state, learning rates and schedules of what stays trainable survive.
+        """
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self._rebuild(plan)
+        self.cohorts = [Cohort(group.names, group.home) for group in plan.groups]
+
+    @abstractmethod
+    def _rebuild(self, plan: PhasePlan) -> None:
+        """Take state out, change `requires_grad` and groups, build anew, put state back."""
+
+    def apply_trainable(self, plan: PhasePlan) -> None:
+        """Set `requires_grad` of every parameter as the plan says."""
+        wanted = set(plan.names)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(name in wanted)
+
+    def apply_groups(self, plan: PhasePlan) -> None:
+        """Give the torch optimizer and the schedulers the plan's groups, with whole parameters in them."""
+        before = len(self.optimizer.param_groups)
+        survivors = {group.home for group in plan.groups}
+        self._park([i for i, cohort in enumerate(self.cohorts) if cohort.home not in survivors])
+        entries: list[int | dict[str, object]] = []
+        groups: list[dict[str, object]] = []
+        for group in plan.groups:
+            extra: dict[str, object] = {}
+            if group.source is not None:
+                entries.append(group.source)
+                extra = {k: v for k, v in self.optimizer.param_groups[group.source].items() if k != "params"}
+            else:
+                entries.append(self.parked.pop(group.home).schedule)
+            groups.append({**extra, **dict(group.options), "params": [self.parameters[name] for name in group.names]})
+        self.optimizer.param_groups[:] = groups
+        reindex(self.schedulers, self.optimizer, before, entries)
+        for index, group in enumerate(plan.groups):
+            initial = dict(group.options).get("initial_lr")
+            for scheduler in self.schedulers:
+                bases = getattr(scheduler, "base_lrs", None)
+                if isinstance(bases, list) and len(bases) == len(plan.groups) and initial is not None:
+                    bases[index] = initial
+
+    def _park(self, indices: Sequence[int]) -> None:
+        total = len(self.optimizer.param_groups)
+        for index in indices:
+            home = self.cohorts[index].home
+            options = _plain_options(self.optimizer.param_groups[index])
+            self.parked[home] = Parked(options, park(self.schedulers, total, index))
+
+    # ---- reading
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The whole parameter's shape."""
+        return tuple(self.parameters[name].shape)
+
+    @abstractmethod
+    def weights(self, names: Collection[str]) -> Iterator[Chunk]:
+        """The parameters' values as this rank holds them, all ranks together covering each at least once."""
+
+    @abstractmethod
+    def state(self) -> Iterator[tuple[str, Chunk]]:
+        """(kind, chunk) of fp32 masters ("master") and per-element optimizer state ("exp_avg", ...) on this rank."""
+
+    @abstractmethod
+    def steps(self) -> dict[str, float]:
+        """The optimizer's step count by parameter name, for those that have one."""
+
+    @abstractmethod
+    def state_bytes(self) -> StateBytes:
+        """Bytes of masters, moments and gradients on this rank, counted from live tensors."""
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every rank holds every parameter whole."""
+        return True
+
+    def digests(self, names: Collection[str]) -> dict[str, int]:
+        """Digest of what this rank holds of each parameter (of all of it where parameters are replicated)."""
+        sums: dict[str, torch.Tensor] = {}
+        for chunk in self.weights(names):
+            digest = slice_digest(chunk.tensor, chunk.start)
+            sums[chunk.name] = sums[chunk.name] + digest if chunk.name in sums else digest
+        if not sums:
+            return {}
+        values = torch.stack(list(sums.values())).tolist()
+        return dict(zip(sums, values, strict=True))
+
+    def master_digests(self, names: Collection[str]) -> dict[str, int]:
+        """As `digests`, of the fp32 masters where there are such, else of the weights."""
+        wanted = set(names)
+        sums: dict[str, int] = {}
+        for kind, chunk in self.state():
+            if kind == "master" and chunk.name in wanted:
+                digest = int(slice_digest(chunk.tensor, chunk.start).item())
+                sums[chunk.name] = sums.get(chunk.name, 0) + digest
+        missing = wanted - set(sums)
+        return {**self.digests(missing), **sums} if missing and not sums else sums
+
+    def before_step(self) -> None:  # noqa: B027
+        """When gradients are ready, before the optimizer steps; engines may have something to do."""
+
+    def after_first_step(self) -> None:  # noqa: B027
+        """After the first optimizer step of a phase, when every group has state; engines may have something to do."""
+
+
+def _plain_options(group: dict[str, object]) -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    for key, value in group.items():
+        if key == "params":
+            continue
+        if isinstance(value, torch.Tensor):
+            options[key] = float(value)
+        elif isinstance(value, tuple):
+            options[key] = tuple(float(item) for item in value)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            options[key] = value
+    return options
+
+
+def tensor_bytes(tensors: Iterator[torch.Tensor] | Sequence[torch.Tensor]) -> int:
+    """Bytes of the tensors' distinct storages' viewed elements, each storage range counted once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for tensor in tensors:
+        key = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and key not in seen:
+            seen.add(key)
+            total += tensor.numel() * tensor.element_size()
+    return total

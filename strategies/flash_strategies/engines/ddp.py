@@ -1,0 +1,95 @@
+"""DDP: every rank holds everything; DistributedDataParallel is wrapped anew so that it averages what trains now.
+
+DDP registers only the parameters that require a gradient when it is built, so one that is unfrozen later would never
+be averaged. Wrapping anew without the initial broadcast is enough: the ranks are equal, and that is proved.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flash_strategies.engines.base import Chunk, Engine, StateBytes, tensor_bytes
+from flash_strategies.plan import PhasePlan
+from flash_strategies.schedulers import Scheduler
+
+
+class DDPEngine(Engine):
+    """Parameters, gradients and optimizer state whole on every rank."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizer: Optimizer,
+        schedulers: Sequence[Scheduler] = (),
+        *,
+        rewrap: Callable[[], None] | None = None,
+    ) -> None:
+        """As `Engine`.
+
+        Args:
+            task: the module inside of DDP.
+            optimizer: over its parameters.
+            schedulers: that drive the optimizer.
+            rewrap: builds DistributedDataParallel anew around `task`; None on one rank without DDP.
+        """
+        super().__init__(task, optimizer, schedulers)
+        self._rewrap = rewrap
+
+    def _rebuild(self, plan: PhasePlan) -> None:
+        kept = {id(self.parameters[name]) for name in plan.names}
+        self.apply_trainable(plan)
+        self.apply_groups(plan)
+        live = {id(self.parameters[n]) for cohort in self.cohorts for n in cohort.names}
+        for parameter in list(self.optimizer.state):
+            if id(parameter) not in kept or id(parameter) not in live:
+                del self.optimizer.state[parameter]
+        if self._rewrap is not None:
+            self._rewrap()
+            gc.collect()  # the old wrapper is in reference cycles, and its reducer's buckets with it
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Give a trainable parameter without a gradient one of zeros: the arithmetic of ZeRO's flat groups."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+    def weights(self, names: Collection[str]) -> Iterator[Chunk]:
+        """Every parameter, whole."""
+        wanted = set(names)
+        for name, parameter in self.parameters.items():
+            if name in wanted:
+                yield Chunk(name, 0, parameter.detach().reshape(-1))
+
+    def state(self) -> Iterator[tuple[str, Chunk]]:
+        """Whole moments; the weights are their own masters."""
+        for cohort in self.cohorts:
+            for name in cohort.names:
+                parameter = self.parameters[name]
+                for kind, value in self.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                        yield kind, Chunk(name, 0, value.reshape(-1))
+
+    def steps(self) -> dict[str, float]:
+        """The step count of each parameter that was stepped."""
+        found: dict[str, float] = {}
+        for cohort in self.cohorts:
+            for name in cohort.names:
+                step = self.optimizer.state.get(self.parameters[name], {}).get("step")
+                if step is not None:
+                    found[name] = float(step)
+        return found
+
+    def state_bytes(self) -> StateBytes:
+        """Counted from the optimizer's state and the parameters' gradients."""
+        moments = [
+            v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.dim()
+        ]
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return StateBytes(0, tensor_bytes(moments), tensor_bytes(gradients))
