@@ -97,9 +97,9 @@ class ControlGroup:
         difference = first_difference(json.loads(str(plans[reference])), json.loads(str(plans[odd[0]])))
         who = f"rank {odd[0]} differs" if len(odd) == 1 else f"ranks {', '.join(map(str, odd))} differ"
         raise AgreementError(
-            f"at {where}, {who} from rank {reference} ('here' is rank {reference}, "
-            f"'there' rank {odd[0]}): {difference}. Nothing was changed. "
-            "Every rank must run the same strategy on the same model; look for code that depends on the rank, on time or on random numbers."
+            f"at {where}, {who} from rank {reference} ('here' is rank {reference}, 'there' rank {odd[0]}): "
+            f"{difference}. Nothing was changed. Every rank must run the same strategy on the same model; look for "
+            "code that depends on the rank, on time or on random numbers."
         )
 
 

@@ -15,17 +15,10 @@ Scheduler = LRScheduler | ReduceLROnPlateau
 
 # by name, not by length: OneCycleLR also has a list of two or three phases. The last three are DeepSpeed's schedules'.
 _PER_GROUP = frozenset(
-    [
-        "base_lrs",
-        "lr_lambdas",
-        "max_lrs",
-        "base_momentums",
-        "max_momentums",
-        "_last_lr",
-        "min_lrs",
-        "delta_lrs",
-        "last_lr",
-    ]
+    (
+        *("base_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums", "_last_lr"),
+        *("min_lrs", "delta_lrs", "last_lr"),
+    )
 )
 
 

@@ -152,8 +152,8 @@ class Transitions:
         self._prove_frozen(self.prove_equal())
         if stuck:
             raise ProofError(
-                f"after the first step of phase {phase!r}, {_names(stuck)} did not move although "
-                "unfrozen, with a gradient and a learning rate above zero; stopped, because the run would not be what its strategy says"
+                f"after the first step of phase {phase!r}, {_names(stuck)} did not move although unfrozen, with a "
+                "gradient and a learning rate above zero; stopped, because the run would not be what its strategy says"
             )
 
     def prove_equal(self) -> dict[str, int]:

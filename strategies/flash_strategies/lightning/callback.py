@@ -1,0 +1,207 @@
+"""The Lightning callbacks: freeze before training, make the transitions, and prove them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from typing import cast
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BaseFinetuning
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch.optim import Optimizer
+
+from flash_strategies.agreement import ControlGroup
+from flash_strategies.batch_norms import average_statistics, hold_in_eval
+from flash_strategies.engines.base import Engine
+from flash_strategies.engines.ddp import DDPEngine
+from flash_strategies.errors import StrategyValueError, TransitionError
+from flash_strategies.lightning import private
+from flash_strategies.lightning.strategies import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
+from flash_strategies.phases import ResolvedPhase, phase_at, resolve_phases
+from flash_strategies.registry import parse_strategy
+from flash_strategies.transition import TransitionReport, Transitions
+
+Listener = Callable[[pl.Trainer, TransitionReport], None]
+
+
+class FinetuningCallback(pl.Callback):
+    """What every finetuning callback does; subclasses say what trains in an epoch."""
+
+    def __init__(self, *, timeout: float = 60.0) -> None:
+        """Prepare.
+
+        Args:
+            timeout: seconds to wait for another rank at a transition before it is named in an error.
+        """
+        private.check_version()
+        self.timeout = timeout
+        self.listeners: list[Listener] = []
+        self._transitions: Transitions | None = None
+        self._steps_seen = 0
+        self._statistics_differ = False
+
+    # ---- what subclasses say
+
+    @abstractmethod
+    def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Look at the task, and freeze what does not train at first, before the optimizer is built."""
+
+    @abstractmethod
+    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
+        """(phase name, names of all that trains, learning rates of their own by name) in an epoch that starts."""
+
+    @abstractmethod
+    def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
+        """Names of batch norms to hold in eval mode in an epoch."""
+
+    # ---- Lightning's hooks
+
+    @property
+    def transitions(self) -> Transitions:
+        """The transitions of the running fit."""
+        if self._transitions is None:
+            raise TransitionError("training has not started yet")
+        return self._transitions
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Freeze before the optimizer is built.
+
+        Raises:
+            StrategyValueError: there is more than one finetuning callback.
+        """
+        if stage != "fit":
+            return
+        others = [c for c in _callbacks(trainer) if isinstance(c, (FinetuningCallback, BaseFinetuning))]
+        if len(others) > 1:
+            names = ", ".join(type(callback).__name__ for callback in others)
+            raise StrategyValueError(f"{len(others)} finetuning callbacks are given ({names}); a run has one strategy")
+        self.prepare(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Agree on the first phase and prove that the ranks begin equal."""
+        engine = _engine(trainer, pl_module)
+        scaled = str(trainer.precision).startswith("16")
+        self._transitions = Transitions(engine, ControlGroup(self.timeout), loss_scaled=scaled)
+        self._steps_seen = trainer.global_step
+        self._tell(trainer, self._transitions.start(self.first_phase))
+
+    first_phase = "start"
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the transition to what this epoch trains, if it is another than now."""
+        epoch = trainer.current_epoch
+        phase, names, rates = self.wanted(pl_module, epoch)
+        if set(names) != set(self.transitions.trainable):
+            report = self.transitions.move(phase, names, step=trainer.global_step, lr=rates)
+            if isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
+                trainer.strategy.adopt_new_wrapper()
+            self._tell(trainer, report)
+        hold_in_eval(pl_module, self.held_batch_norms(pl_module, epoch))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Gradients are ready."""
+        self.transitions.before_step()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
+        """Prove the first step of a phase."""
+        self._statistics_differ = True
+        if trainer.global_step != self._steps_seen:
+            self._steps_seen = trainer.global_step
+            self.transitions.after_step()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All ranks evaluate with the same statistics."""
+        self._equalise(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make batch norm statistics equal, and prove that ranks are equal and nothing frozen moved."""
+        self._equalise(pl_module)
+        self.transitions.check()
+
+    def _equalise(self, task: pl.LightningModule) -> None:
+        if self._statistics_differ and self._transitions is not None:
+            average_statistics(task, self._transitions.control)
+            self._statistics_differ = False
+
+    def _tell(self, trainer: pl.Trainer, report: TransitionReport) -> None:
+        for listener in self.listeners:
+            listener(trainer, report)
+
+
+class ScheduledFinetuning(FinetuningCallback):
+    """Runs a strategy: a name, a pair (name, metadata) or a strategy object."""
+
+    def __init__(self, strategy: object = "no_freeze", *, train_bn: bool = True, timeout: float = 60.0) -> None:
+        """Parse the strategy.
+
+        Args:
+            strategy: `"freeze"`, `("freeze_unfreeze", 7)`, ..., or an object with `name` and `phases(max_epochs)`.
+            train_bn: keep the batch norms of the frozen part trainable.
+            timeout: seconds to wait for another rank.
+
+        Raises:
+            StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy.
+        """
+        super().__init__(timeout=timeout)
+        self.spec = parse_strategy(strategy)
+        self.train_bn = train_bn
+        self.phases: tuple[ResolvedPhase, ...] = ()
+
+    def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Resolve all phases and freeze what the first does not train."""
+        known = (
+            trainer.max_epochs is not None and trainer.max_epochs > 0 and not getattr(trainer, "fast_dev_run", False)
+        )
+        epochs = trainer.max_epochs if known else None
+        self.phases = resolve_phases(task, self.spec.strategy, max_epochs=epochs, train_bn=self.train_bn)
+        first = phase_at(self.phases, trainer.current_epoch)
+        self.first_phase = first.phase.name
+        wanted = set(first.selection.trainable)
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(name in wanted)
+
+    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
+        """As the phase of the epoch says."""
+        resolved = phase_at(self.phases, epoch)
+        return resolved.phase.name, resolved.selection.trainable, {}
+
+    def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
+        """As the phase of the epoch says."""
+        return phase_at(self.phases, epoch).selection.eval_batch_norms
+
+
+def finetuning_callback(strategy: object, *, train_bn: bool = True, timeout: float = 60.0) -> FinetuningCallback:
+    """The callback for what a user gives as a strategy: one's own callback as it is, all else parsed.
+
+    Raises:
+        StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy.
+    """
+    if isinstance(strategy, FinetuningCallback):
+        return strategy
+    return ScheduledFinetuning(strategy, train_bn=train_bn, timeout=timeout)
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return cast(list[pl.Callback], trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _engine(trainer: pl.Trainer, task: pl.LightningModule) -> Engine:
+    strategy = trainer.strategy
+    if isinstance(strategy, (FinetuningDDPStrategy, FinetuningDeepSpeedStrategy)):
+        if strategy.transition_engine is None:
+            raise AssertionError("the strategy builds its engine with the optimizer")
+        return strategy.transition_engine
+    if isinstance(strategy, SingleDeviceStrategy) and len(strategy.optimizers) == 1:
+        schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
+        return DDPEngine(task, private.torch_optimizer(strategy.optimizers[0]), schedulers)
+    raise TransitionError(
+        f"Trainer(strategy={type(strategy).__name__}) cannot rebuild its engine when parameters unfreeze: ranks "
+        "would drift apart. Use flash_strategies.lightning's FinetuningDDPStrategy or FinetuningDeepSpeedStrategy, or "
+        "one device"
+    )

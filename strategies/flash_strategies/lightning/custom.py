@@ -1,0 +1,162 @@
+"""One's own finetuning callback, written as Lightning Flash's guide shows it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Iterator
+
+import pytorch_lightning as pl
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from flash_strategies.errors import ModulesToFreezeError
+from flash_strategies.lightning.callback import FinetuningCallback
+
+Modules = nn.Module | Iterable["Modules"]
+
+
+class FlashBaseFinetuning(FinetuningCallback):
+    """Base of custom strategies: override `finetune_function`, and `freeze_before_training` if need be.
+
+    Calls of `unfreeze_and_extend_param_group` and its like are noted while `finetune_function` runs; what they add up
+    to is then agreed over all ranks and made in one transition.
+    """
+
+    def __init__(
+        self, attr_names: str | Iterable[str] = "backbone", train_bn: bool = True, *, timeout: float = 60.0
+    ) -> None:
+        """Name what is frozen at first.
+
+        Args:
+            attr_names: attributes of the task whose modules are frozen before training.
+            train_bn: keep their batch norms trainable.
+            timeout: seconds to wait for another rank.
+        """
+        super().__init__(timeout=timeout)
+        self.attr_names = [attr_names] if isinstance(attr_names, str) else list(attr_names)
+        self.train_bn = train_bn
+        self._task: pl.LightningModule | None = None
+        self._optimizer: Optimizer | None = None
+        self._trainable: set[str] = set()
+        self._held: set[str] = set()
+        self._rates: dict[str, float] = {}
+
+    # ---- to override
+
+    def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
+        """Freeze the modules named by `attr_names`."""
+        self.freeze_using_attr_names(pl_module, self.attr_names, train_bn=self.train_bn)
+
+    def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        """Called at the start of each epoch; Flash's fourth argument `opt_idx` is given to those who take it."""
+        raise NotImplementedError(f"{type(self).__name__} must override finetune_function")
+
+    # ---- to call
+
+    def freeze_using_attr_names(
+        self, pl_module: pl.LightningModule, attr_names: Iterable[str], train_bn: bool = True
+    ) -> None:
+        """Freeze the modules under these attributes.
+
+        Raises:
+            ModulesToFreezeError: the task has no such attribute.
+        """
+        for name in attr_names:
+            module = getattr(pl_module, name, None)
+            if not isinstance(module, nn.Module):
+                have = ", ".join(child for child, _ in pl_module.named_children())
+                raise ModulesToFreezeError(
+                    f"{type(self).__name__} freezes the attribute {name!r}, and {type(pl_module).__name__} has no "
+                    f"module of that name; it has {have or 'none'}"
+                )
+            self.freeze(module, train_bn=train_bn)
+
+    def freeze(self, modules: Modules, train_bn: bool = True) -> None:
+        """Freeze modules; with `train_bn`, all but their batch norms."""
+        for module in _leaves_first(modules):
+            norm = isinstance(module, _BatchNorm)
+            if norm and train_bn:
+                continue
+            names = self._names(module)
+            self._trainable.difference_update(names)
+            if norm:
+                self._held.add(self._module_name(module))
+
+    def make_trainable(self, modules: Modules, train_bn: bool = True) -> set[str]:
+        """Unfreeze modules; without `train_bn`, all but their batch norms. Gives the names newly unfrozen."""
+        fresh: set[str] = set()
+        for module in _leaves_first(modules):
+            norm = isinstance(module, _BatchNorm)
+            if norm and not train_bn:
+                continue
+            fresh |= self._names(module) - self._trainable
+            if norm:
+                self._held.discard(self._module_name(module))
+        self._trainable |= fresh
+        return fresh
+
+    def unfreeze_and_extend_param_group(self, modules: Modules, optimizer: Optimizer, train_bn: bool = True) -> None:
+        """Unfreeze modules, with the learning rate of the group they belong to."""
+        self.make_trainable(modules, train_bn)
+
+    def unfreeze_and_add_param_group(
+        self,
+        modules: Modules,
+        optimizer: Optimizer,
+        lr: float | None = None,
+        initial_denom_lr: float = 10.0,
+        train_bn: bool = True,
+    ) -> None:
+        """Unfreeze modules with a learning rate of their own: `lr`, else the first group's / `initial_denom_lr`."""
+        rate = lr if lr is not None else float(optimizer.param_groups[0]["lr"]) / initial_denom_lr
+        self._rates.update(dict.fromkeys(self.make_trainable(modules, train_bn), rate))
+
+    # ---- FinetuningCallback
+
+    def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        """Freeze before the optimizer is built."""
+        self._task = task
+        self._trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+        self._held, self._rates = set(), {}
+        self.freeze_before_training(task)
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(name in self._trainable)
+
+    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
+        """What the user's function asks for."""
+        self._rates = {}
+        optimizer = self.transitions.engine.optimizer
+        arguments: list[object] = [task, epoch, optimizer]
+        # Flash (Lightning 1) calls it with opt_idx, Lightning 2 without
+        parameters = inspect.signature(self.finetune_function).parameters.values()
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        takes_index = len(positional) > 3 or any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        self.finetune_function(*([*arguments, 0] if takes_index else arguments))  # type: ignore[arg-type]
+        return f"{type(self).__name__} at epoch {epoch}", frozenset(self._trainable), dict(self._rates)
+
+    def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
+        """Those frozen without `train_bn`."""
+        return frozenset(self._held)
+
+    def _names(self, module: nn.Module) -> set[str]:
+        own = {id(parameter) for parameter in module.parameters(recurse=False)}
+        return {name for name, parameter in self._owner.named_parameters() if id(parameter) in own}
+
+    def _module_name(self, module: nn.Module) -> str:
+        return next((name for name, found in self._owner.named_modules() if found is module), "")
+
+    @property
+    def _owner(self) -> pl.LightningModule:
+        if self._task is None:
+            raise AssertionError("prepare() comes first")
+        return self._task
+
+
+def _leaves_first(modules: Modules) -> Iterator[nn.Module]:
+    """Every module that may hold parameters, in the given modules and below."""
+    if isinstance(modules, nn.Module):
+        yield from modules.modules()
+    else:
+        for module in modules:
+            yield from _leaves_first(module)

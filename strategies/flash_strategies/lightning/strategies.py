@@ -1,0 +1,138 @@
+"""Two Lightning strategies whose engines can be rebuilt at a transition: one for DDP, one for DeepSpeed.
+
+The DeepSpeed one also runs on a CPU with gloo, and leaves gradient accumulation to Lightning, so that an epoch whose
+last accumulation is not full ends with an optimizer step, as it does under DDP: transitions need that boundary.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.utilities.types import LRSchedulerConfig
+from torch import nn
+from torch.optim import Optimizer
+
+from flash_strategies import deepspeed_private
+from flash_strategies.batch_norms import match_statistics_to_weights
+from flash_strategies.engines.base import Engine
+from flash_strategies.engines.ddp import DDPEngine
+from flash_strategies.engines.zero3 import Zero3Engine
+from flash_strategies.engines.zero12 import Zero12Engine
+from flash_strategies.errors import TransitionError
+from flash_strategies.lightning import private
+
+if TYPE_CHECKING:
+    import deepspeed
+
+
+class FinetuningDDPStrategy(DDPStrategy):
+    """DDP that is wrapped anew at each transition."""
+
+    transition_engine: Engine | None = None
+
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        """Make the optimizer, and the engine over it that transitions rebuild."""
+        super().setup_optimizers(trainer)
+        task = self.lightning_module
+        if task is None or len(self.optimizers) != 1:
+            raise TransitionError(
+                f"transitions need one optimizer; this task's configure_optimizers makes {len(self.optimizers)}. "
+                "Put the parameters into param groups of one optimizer"
+            )
+        schedulers = [config.scheduler for config in self.lr_scheduler_configs]
+        optimizer = private.torch_optimizer(self.optimizers[0])
+        self.transition_engine = DDPEngine(
+            task, optimizer, schedulers, rewrap=lambda: private.wrap_ddp_anew(self, task)
+        )
+
+
+class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
+    """DeepSpeed whose ZeRO wrapper is rebuilt at each transition; on CUDA, or on a CPU with gloo."""
+
+    transition_engine: Zero12Engine | None = None
+
+    def __init__(self, config: Mapping[str, object], **kwargs: object) -> None:
+        """Take a complete DeepSpeed configuration.
+
+        Args:
+            config: no "auto" left in it; `gradient_accumulation_steps` is taken from the Trainer.
+            kwargs: as for DeepSpeedStrategy.
+        """
+        private.check_version()
+        deepspeed_private.check_version()
+        given = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
+        super().__init__(config=given, **kwargs)  # type: ignore[arg-type]
+
+    def setup_environment(self) -> None:
+        """Start DeepSpeed's process group on the devices there are."""
+        if self.root_device.type == "cuda":
+            super().setup_environment()
+            return
+        deepspeed_private.without_shm_op()
+        private.start_deepspeed_on_cpu(self)
+
+    def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
+        optimizer, scheduler = super()._init_optimizers()
+        task = self.lightning_module
+        if task is None or not isinstance(self.config, dict):
+            raise AssertionError("Lightning sets the module and reads the configuration before the optimizer")
+        stage = self.config.get("zero_optimization", {}).get("stage", 0)
+        kind = Zero3Engine if stage == 3 else Zero12Engine
+        schedulers = [scheduler.scheduler] if scheduler is not None else []
+        self.transition_engine = kind(task, optimizer, schedulers)
+        return optimizer, scheduler
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: object = None
+    ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
+        import deepspeed
+
+        # Lightning's own passes the device's index as its rank, which a CPU does not have
+        device = {"device_rank": self.root_device.index} if self.root_device.type == "cuda" else {}
+        engine, wrapper, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(**device),
+            config=self.config,
+            model=model,
+            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        if self.transition_engine is not None:
+            self.transition_engine.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
+            engine.set_gradient_accumulation_boundary(True)
+        if self.root_device.type == "cpu":
+            match_statistics_to_weights(model)
+        return engine, wrapper
+
+    def adopt_new_wrapper(self) -> None:
+        """Tell Lightning of the ZeRO wrapper that a transition built."""
+        if self.transition_engine is not None:
+            self.optimizers = [cast(Optimizer, self.transition_engine.engine.optimizer)]
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """False: Lightning decides which batch ends an accumulation, and says so by `block_backward_sync`."""
+        return False
+
+    @contextmanager
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Backward without an optimizer step to follow."""
+        engine = self.deepspeed_engine
+        engine.set_gradient_accumulation_boundary(False)
+        try:
+            yield
+        finally:
+            engine.set_gradient_accumulation_boundary(True)
+
+    def backward(
+        self, closure_loss: torch.Tensor, optimizer: Optimizer | None, *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Backward; Lightning has divided the loss by the accumulated batches already."""
+        return super().backward(closure_loss, optimizer, *args, **{**kwargs, "scale_wrt_gas": False})
