@@ -1,0 +1,193 @@
+"""RunConfig: all options of one run, checked in one place, read from the command line and YAML files."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from flash_launch.errors import ConfigError
+from flash_launch.options import (
+    DataOptions,
+    OptimizerOptions,
+    OutputOptions,
+    RankOptions,
+    StrategyOptions,
+    TaskOptions,
+    TrainingOptions,
+    option_name,
+)
+
+if TYPE_CHECKING:
+    from flash_strategies.registry import StrategySpec
+
+__all__ = ["RunConfig"]
+
+_DEEPSPEED_SUFFIX = "_deepspeed"
+
+_Check = Callable[[float], bool]
+_AT_LEAST_0: tuple[_Check, str] = (lambda value: 0 <= value < math.inf, "0 or more")
+_AT_LEAST_1: tuple[_Check, str] = (lambda value: value >= 1, "1 or more")
+_POSITIVE: tuple[_Check, str] = (lambda value: 0 < value < math.inf, "a number above 0")
+_FRACTION: tuple[_Check, str] = (lambda value: 0 <= value < 1, "from 0 up to, but not including, 1")
+
+_BOUNDS: dict[str, tuple[_Check, str]] = {
+    "nodes": _AT_LEAST_1,
+    "procs_per_node": _AT_LEAST_1,
+    "timeout": _POSITIVE,
+    "unfreeze_epoch": _AT_LEAST_0,
+    "num_layers": _AT_LEAST_1,
+    "val_fraction": _FRACTION,
+    "image_size": _AT_LEAST_1,
+    "num_workers": _AT_LEAST_0,
+    "max_epochs": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "accumulate": _AT_LEAST_1,
+    "gradient_clip": _POSITIVE,
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
+    "limit_train_batches": _AT_LEAST_1,
+    "lr": _POSITIVE,
+    "weight_decay": _AT_LEAST_0,
+    "momentum": _FRACTION,
+    "warmup_steps": _AT_LEAST_0,
+}
+
+_STRATEGY_OF = {
+    "unfreeze_epoch": "freeze_unfreeze",
+    "milestones": "unfreeze_milestones",
+    "num_layers": "unfreeze_milestones",
+    "layer_count": "unfreeze_milestones",
+}
+
+
+@dataclass(frozen=True)
+class RunConfig(
+    OutputOptions, OptimizerOptions, TrainingOptions, DataOptions, TaskOptions, StrategyOptions, RankOptions
+):
+    """Everything one run was asked to do. The fields and their docstrings are those of the parts in options.py.
+
+    Raises:
+        ConfigError: a value out of its range, or an option that does not belong to the strategy.
+    """
+
+    PARTS: ClassVar[tuple[type, ...]] = (
+        RankOptions,
+        StrategyOptions,
+        TaskOptions,
+        DataOptions,
+        TrainingOptions,
+        OptimizerOptions,
+        OutputOptions,
+    )
+
+    def __post_init__(self) -> None:
+        for name, (holds, range_) in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ConfigError(f"{option_name(name)} was given {value}: it must be {range_}")
+        for name in ("strategy", "backbone", "data", "setup", "task", "weights", "output_dir"):
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise ConfigError(f"{option_name(name)} was given an empty text: give a value or leave the option out")
+        self._check_strategy_options()
+
+    @property
+    def deepspeed(self) -> bool:
+        """Whether the strategy's `_deepspeed` name was asked for."""
+        return self.strategy.endswith(_DEEPSPEED_SUFFIX)
+
+    @property
+    def setup_name(self) -> str:
+        """The setup that is used: the one named, else `zero2` for a `_deepspeed` strategy and `ddp` for the others."""
+        return self.setup or ("zero2" if self.deepspeed else "ddp")
+
+    def strategy_spec(self) -> "StrategySpec":
+        """The strategy with its options, as `flash_strategies` takes it.
+
+        Raises:
+            StrategyNameError, StrategyTypeError, StrategyValueError: see flash_strategies.registry.
+        """
+        from flash_strategies.freeze_unfreeze import FreezeUnfreeze
+        from flash_strategies.registry import StrategySpec, parse_strategy
+        from flash_strategies.unfreeze_milestones import UnfreezeMilestones
+
+        # A bare name may lack what its options fill in (freeze_unfreeze needs an epoch), so these two are built here.
+        match self.strategy.removesuffix(_DEEPSPEED_SUFFIX):
+            case "freeze_unfreeze":
+                return StrategySpec(self.strategy, FreezeUnfreeze(self.unfreeze_epoch), self.deepspeed)
+            case "unfreeze_milestones":
+                milestones = UnfreezeMilestones(self.milestones, self.num_layers, self.layer_count)
+                return StrategySpec(self.strategy, milestones, self.deepspeed)
+            case _:
+                return parse_strategy(self.strategy)
+
+    def check(self) -> None:
+        """Check what needs the strategies and the setups: names, epochs and contradictions. Does not import torch.
+
+        Raises:
+            FlashLaunchError: StrategyNameError, StrategyValueError, SetupError or ConfigError.
+        """
+        from flash_launch.setups import load_setup
+        from flash_strategies.schedule import validated_phases
+
+        validated_phases(self.strategy_spec().strategy, self.max_epochs)
+        engine = load_setup(self.setup_name).engine
+        if engine == "deepspeed" and not self.deepspeed:
+            twin = self.strategy + _DEEPSPEED_SUFFIX
+            raise ConfigError(
+                f"--strategy {self.strategy} runs on ddp, but --setup {self.setup} is a DeepSpeed setup: "
+                f"give --strategy {twin}, or leave --setup out"
+            )
+        if engine != "deepspeed" and self.deepspeed:
+            plain = self.strategy.removesuffix(_DEEPSPEED_SUFFIX)
+            raise ConfigError(
+                f"--strategy {self.strategy} runs on a ZeRO setup, but --setup {self.setup} is not one: "
+                f"give --strategy {plain}, or --setup zero2"
+            )
+
+    def replace(self, **changes: object) -> "RunConfig":
+        """A copy with other values in some fields."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def to_yaml(self) -> str:
+        """This configuration as YAML, a key per option; `from_yaml` gives an equal one."""
+        import yaml
+
+        values = {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for part in self.PARTS
+            for field in dataclasses.fields(part)
+        }
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "the configuration") -> "RunConfig":
+        """The configuration that a YAML text gives; what it leaves out has its default.
+
+        Raises:
+            ConfigError: no YAML, an unknown or repeated key, a value of the wrong type. `source` begins the message.
+        """
+        from flash_launch.option_parser import read_yaml, values_from_mapping
+
+        return cls.from_values(values_from_mapping(read_yaml(text, source), source))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> "RunConfig":
+        """From values whose names and types were checked by option_parser."""
+        return cls(**values)  # type: ignore[arg-type]
+
+    def _check_strategy_options(self) -> None:
+        base = self.strategy.removesuffix(_DEEPSPEED_SUFFIX)
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, owner in _STRATEGY_OF.items():
+            if getattr(self, name) != defaults[name] and base != owner:
+                suffix = _DEEPSPEED_SUFFIX if self.deepspeed else ""
+                raise ConfigError(
+                    f"{option_name(name)} belongs to --strategy {owner}, but the strategy is {self.strategy}: "
+                    f"leave it out, or give --strategy {owner}{suffix}"
+                )
+        if self.milestones is not None and not 0 <= self.milestones[0] < self.milestones[1]:
+            first, second = self.milestones
+            raise ConfigError(
+                f"--milestones was given {first} {second}: it must be two epochs, counted from 0, of which the second "
+                f"is later, for example --milestones 3 8"
+            )

@@ -1,0 +1,257 @@
+"""Reads options from the command line and from YAML by jsonargparse, and says in one sentence what is wrong."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from flash_launch.config import RunConfig
+from flash_launch.errors import ConfigError
+from flash_launch.options import field_docstrings, option_name
+
+__all__ = ["parse_run_options", "read_yaml", "values_from_mapping"]
+
+_TYPES: dict[str, type] = {name: hint for part in RunConfig.PARTS for name, hint in typing.get_type_hints(part).items()}
+
+_OTHER_WORDS = {
+    "learning-rate": "lr",
+    "gpus": "procs-per-node",
+    "nproc-per-node": "procs-per-node",
+    "ngpus": "procs-per-node",
+    "nnodes": "nodes",
+    "workers": "num-workers",
+    "model": "backbone",
+    "clip": "gradient-clip",
+    "grad-clip": "gradient-clip",
+    "scheduler": "lr-schedule",
+    "dataset": "data",
+    "device": "accelerator",
+    "amp": "precision",
+    "name": "strategy",
+}
+"""What others call an option, for the answer to an unknown one."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings must not name a key twice, and where 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[typing.Hashable, object]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeys.add_implicit_resolver(  # YAML 1.1, as PyYAML reads it, takes 1e-3 for a text
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_run_options(argv: Sequence[str], command: str, epilog: str = "") -> RunConfig:
+    """The configuration that a command line asks for; `--help` and `--print_config` print and exit.
+
+    Raises:
+        ConfigError: an unknown option, a missing or wrong value, a file that cannot be read.
+        SystemExit: after --help and --print_config.
+    """
+    files, rest = _split(argv)
+    parser = _build_parser(command, epilog)
+    from_files: dict[str, object] = {}
+    for file in files:
+        from_files |= read_yaml(_read(file), file)
+    parser.set_defaults(values_from_mapping(from_files, ", ".join(files)))
+    _check_known(rest)
+    try:
+        namespace = parser.parse_args(rest)
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), "")) from error
+    return RunConfig.from_values({name: getattr(namespace, name) for name in _TYPES})
+
+
+def read_yaml(text: str, source: str) -> dict[str, object]:
+    """The keys and values of a YAML text, the keys checked.
+
+    Raises:
+        ConfigError: no YAML, no mapping, an unknown or repeated key.
+    """
+    try:
+        loaded: object = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {_yaml_problem(error)}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{source} holds {_shown(loaded)}: it must hold lines such as `batch_size: 32`")
+    values: dict[str, object] = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        if name not in _TYPES:
+            raise ConfigError(f"{source}: unknown key {str(key)!r}{_nearest(name, list(_TYPES))}")
+        if name in values:
+            raise ConfigError(f"{source}: the key {name!r} is there twice, with a dash and with an underscore")
+        # The one option whose values look like numbers: an unquoted 32 is meant as it is typed at --precision.
+        values[name] = str(value) if name == "precision" and type(value) is int else value
+    return values
+
+
+def values_from_mapping(values: Mapping[str, object], source: str) -> dict[str, object]:
+    """The values for all fields of a RunConfig, their types checked.
+
+    Raises:
+        ConfigError: a value of the wrong type. `source` begins the message.
+    """
+    for name, value in values.items():
+        if value is None and type(None) not in typing.get_args(_TYPES[name]):
+            raise ConfigError(f"{source}: {name} has no value: {_expected(name)}")
+    try:
+        namespace = _build_parser("run", "").parse_object(dict(values))
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), f"{source}: ")) from error
+    return {name: getattr(namespace, name) for name in _TYPES}
+
+
+def _build_parser(command: str, epilog: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"flash-launch {command}".strip(),
+        usage="%(prog)s [options]",
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        add_help=False,
+        default_env=False,
+    )
+    general = parser.add_argument_group("help and files")
+    general.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+    general.add_argument(
+        "--config", action="config", metavar="FILE", help="YAML file of options; the command line wins."
+    )
+    for part in RunConfig.PARTS:
+        group = parser.add_argument_group(str(part.__doc__))
+        texts = field_docstrings(part)
+        for field in dataclasses.fields(part):
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            metavar = {} if _choices(field.name) else {"metavar": field.metadata.get("metavar", _metavar(field.name))}
+            group.add_argument(
+                option_name(field.name), type=_TYPES[field.name], default=default, help=texts[field.name], **metavar
+            )
+    return parser
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of --config, and the other arguments: dashes for underscores, the two milestones as one value."""
+    files: list[str] = []
+    rest: list[str] = []
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--"):
+            rest.append(argument)
+            continue
+        match = re.fullmatch(r"([^.=]*)(.*)", argument, re.DOTALL)
+        assert match is not None
+        option, tail = match[1].replace("_", "-"), match[2]
+        if option == "--config":
+            if not tail and (not arguments or arguments[0].startswith("--")):
+                raise ConfigError("--config has no value: give a YAML file, for example --config run.yaml")
+            files.append(tail.removeprefix("=") or arguments.pop(0))
+        elif option == "--milestones" and not tail:
+            epochs: list[str] = []
+            while arguments and len(epochs) < 2 and not arguments[0].startswith("--") and "[" not in "".join(epochs):
+                epochs.append(arguments.pop(0))
+            rest.append(f"--milestones={epochs[0] if '[' in ''.join(epochs) else '[' + ', '.join(epochs) + ']'}")
+        else:
+            rest.append(("--print_config" if option == "--print-config" else option) + tail)
+    return files, rest
+
+
+def _check_known(arguments: Sequence[str]) -> None:
+    known = ["--help", "--print_config", "--config", *map(option_name, _TYPES)]
+    for argument in arguments:
+        option = re.split(r"[.=]", argument, maxsplit=1)[0]
+        if argument.startswith("--") and option not in known:
+            raise ConfigError(f"unknown option {option}{_nearest(option, known)}")
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    """The known name that was most likely meant: another launcher's word for it, a longer form, or a near spelling."""
+    plain = {name.lstrip("-").replace("_", "-"): name for name in known}
+    word = given.lstrip("-").replace("_", "-").lower()
+    word = _OTHER_WORDS.get(word, word)
+    longer = [name for name in plain if word in name] if len(word) > 2 else []
+    close = [word] if word in plain else longer[:1] or difflib.get_close_matches(word, list(plain), n=1)
+    return f": did you mean {plain[close[0]]}?" if close else ": see flash-launch --help for what there is"
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def _explain(message: str, source: str) -> str:
+    """jsonargparse's message in our words: the option, what was given, what is possible."""
+    if unknown := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
+        return f"{source}unexpected argument {unknown[1]!r}: options begin with --, see flash-launch --help"
+    if missing := re.match(r"argument (--[\w-]+).*: expected", message):
+        name = missing[1][2:].replace("-", "_")
+        return f"{source}{missing[1]} has no value: {_expected(name)}"
+    key = re.match(r'Parser key "(\w+)"', message)
+    if key is None or key[1] not in _TYPES:
+        return source + " ".join(message.split())
+    given = re.findall(r"(?:Got|Given) value: (.*)", message)
+    name = key[1] if source else option_name(key[1])
+    return f"{source}{name} was given {given[-1] if given else 'a wrong value'}: {_expected(key[1])}"
+
+
+def _expected(name: str) -> str:
+    hint = _TYPES[name]
+    if choices := _choices(name):
+        return f"it must be one of {', '.join(choices)}"
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        tuple[int, int]: "two whole numbers, for example 3 8",
+        dict[str, object]: "a mapping, for example {key: value}",
+    }
+    return f"it must be {words[next(member for member in members if member is not type(None))]}"
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    return typing.get_args(_TYPES[name]) if typing.get_origin(_TYPES[name]) is Literal else ()
+
+
+def _metavar(name: str) -> str:
+    expected = _expected(name)
+    return (
+        "N" if "whole" in expected else "X" if "number" in expected else "true|false" if "true" in expected else "VALUE"
+    )
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {file} is not a text file in UTF-8") from error
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

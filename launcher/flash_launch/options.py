@@ -1,0 +1,185 @@
+"""The options of a run as typed frozen dataclasses; the docstring under each field is its help text."""
+
+import ast
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "DataOptions",
+    "OptimizerOptions",
+    "OutputOptions",
+    "RankOptions",
+    "StrategyOptions",
+    "TaskOptions",
+    "TrainingOptions",
+    "field_docstrings",
+    "option_name",
+]
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """ranks: how many, and where"""
+
+    nodes: int = 1
+    """Number of nodes. Where there is no cluster, this machine runs the ranks of all of them."""
+
+    procs_per_node: int | None = None
+    """Ranks per node. Default: the GPUs shared out over the nodes, 1 where there is no GPU."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the ranks compute on. auto: cuda where there are GPUs enough, else cpu."""
+
+    timeout: float = 600.0
+    """Seconds that a rank waits for another before the run is given up."""
+
+
+@dataclass(frozen=True)
+class StrategyOptions:
+    """strategy and setup: what trains when, and how the ranks hold the model"""
+
+    strategy: str = "no_freeze"
+    """Finetuning strategy: no_freeze, freeze, freeze_unfreeze, unfreeze_milestones, or a registered one.
+    A plain name runs on the setup ddp, a name that ends with _deepspeed on zero2 unless --setup names another."""
+
+    unfreeze_epoch: int | None = field(default=None, metadata={"metavar": "EPOCH"})
+    """freeze_unfreeze: the backbone trains from the start of this epoch on, counted from 0.
+    Default: half of the epochs."""
+
+    milestones: tuple[int, int] | None = field(default=None, metadata={"metavar": "E1 E2"})
+    """unfreeze_milestones: the last layers train from epoch E1 on, the rest from epoch E2 on.
+    Default: one and two thirds of the epochs."""
+
+    num_layers: int | None = None
+    """unfreeze_milestones: how many of the last layers train from the first milestone on. Default: a quarter."""
+
+    layer_count: Literal["parameters", "flash"] = "parameters"
+    """unfreeze_milestones: what counts as a layer. parameters: modules with parameters of their own;
+    flash: every leaf module, activations and pools included, as Lightning Flash counts."""
+
+    train_bn: bool = True
+    """Batch norms of the frozen part go on training."""
+
+    setup: str | None = field(default=None, metadata={"metavar": "NAME|FILE.json"})
+    """How the ranks hold the model: a name from `flash-launch templates`, or a DeepSpeed JSON file.
+    Default: ddp, or zero2 for a _deepspeed strategy."""
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """task and weights: what is finetuned"""
+
+    task: str | None = field(default=None, metadata={"metavar": "module:Class"})
+    """A LightningModule of your own, found from the current folder. Default: image classification."""
+
+    task_args: dict[str, object] = field(default_factory=dict)
+    """Arguments for the task's class; best given in the YAML file."""
+
+    backbone: str = "digits_net"
+    """Backbone of the image classification: digits_net (small, built in, pretrained on digits 0 to 4)
+    or one of torchvision's, such as resnet18."""
+
+    weights: str | None = field(default=None, metadata={"metavar": "FILE|NAME"})
+    """Pretrained weights of the backbone: a file, or one of torchvision's names. Default: the backbone's own."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """data: what it is trained on"""
+
+    data: str = field(default="digits", metadata={"metavar": "digits|FOLDER|FILE.csv|module:Class"})
+    """digits (built in), a folder of images with a folder per class, a CSV file of paths and labels,
+    or a LightningDataModule of your own."""
+
+    data_args: dict[str, object] = field(default_factory=dict)
+    """Arguments for the data module's class; best given in the YAML file."""
+
+    val_fraction: float = 0.2
+    """Share of the samples held back for validation where the data name none, from 0 up to, but not including, 1."""
+
+    image_size: int | None = None
+    """Images are resized to this many pixels on each side. Default: what suits the backbone."""
+
+    num_workers: int = 0
+    """Processes per rank that load data. 0: the rank loads them itself."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """training: how long, how much at a time, how precisely"""
+
+    max_epochs: int = 4
+    """Number of epochs."""
+
+    batch_size: int = 32
+    """Samples per rank and micro batch."""
+
+    accumulate: int = 1
+    """Micro batches per optimizer step."""
+
+    gradient_clip: float | None = None
+    """Gradients are scaled down to this total norm. Default: not clipped."""
+
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    """Floating point type of forward and backward passes."""
+
+    seed: int = 0
+    """Seed of initialisation, shuffling and augmentation."""
+
+    limit_train_batches: int | None = None
+    """Only this many batches per rank and epoch. Default: all."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """optimizer: unused where the task configures its own"""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
+
+    lr: float = 1e-3
+    """Learning rate (the peak of the schedule)."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay (adamw), L2 penalty (sgd)."""
+
+    momentum: float = 0.9
+    """Momentum of sgd."""
+
+    lr_schedule: Literal["constant", "cosine", "linear", "one_cycle"] = "constant"
+    """How the learning rate goes on after the warm-up."""
+
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0 to --lr."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """output: where the run is written"""
+
+    output_dir: str | None = None
+    """Run folder, new or empty. Default: runs/<time>-<strategy>-<random>."""
+
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Weights & Biases."""
+
+
+def option_name(field_name: str) -> str:
+    """The option of a field as it is typed: `batch_size` is `--batch-size`."""
+    return "--" + field_name.replace("_", "-")
+
+
+@functools.cache
+def field_docstrings(part: type) -> dict[str, str]:
+    """The docstrings under the fields of a dataclass, which Python itself does not keep."""
+    tree = ast.parse(inspect.getsource(part)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    texts: dict[str, str] = {}
+    for statement, after in zip(tree.body, tree.body[1:], strict=False):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            texts[statement.target.id] = inspect.cleandoc(str(after.value.value))
+    return texts
