@@ -1,0 +1,127 @@
+"""ImageClassifier: the built-in task, image classification with any backbone."""
+
+from collections.abc import Mapping
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric
+
+from flash_launch.errors import TaskError
+from flash_launch.tasks.backbones import DIGITS_NET, build_backbone
+from flash_launch.tasks.weights import load_weights
+
+__all__ = ["ImageClassifier", "check_images", "torchvision_state_dict"]
+
+
+class ImageClassifier(LightningModule):
+    """A pretrained `backbone` and a new `head`, trained with cross entropy. The optimizer is the run's.
+
+    Logs `train_loss` (every step; this rank's batch), `train_loss_epoch`, `val_loss` and `val_accuracy` (every epoch;
+    means over the samples of all ranks, exact whatever their number).
+
+    Args:
+        backbone: a name of `backbone_names()`.
+        num_classes: of the data.
+        weights: "none" for random ones, a name of torchvision's, or a file; None: the backbone's own.
+        image_size: pixels on each side, for backbones whose parameters depend on it (ViT, MaxViT); None: theirs.
+        seed: of the random weights, which are the same on every rank.
+
+    Raises:
+        TaskError: an unknown backbone, or an image size it cannot take.
+        WeightsError: weights that are missing or do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str = DIGITS_NET,
+        num_classes: int = 5,
+        weights: str | None = None,
+        *,
+        image_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise TaskError(f"num_classes was given {num_classes}: it must be 1 or more")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = build_backbone(backbone, num_classes, image_size)
+        self.notes = load_weights(model, backbone, weights)
+        """What a user should know about the weights, a sentence each."""
+        self.backbone_name, self.head_name, self.num_classes = backbone, model.head_name, num_classes
+        self.backbone, self.head = model.backbone, model.head
+        # Not self.log's own mean: with sync_dist on gloo it divides the number of samples by the ranks as an integer
+        # (Lightning 2.6.6, _sync_ddp). No NaN check: a NaN loss shall be seen, and checking waits for the GPU.
+        self.train_mean, self.loss_mean, self.accuracy_mean = (MeanMetric(nan_strategy="disable") for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, num_classes) of normalised images (n, 3, h, w), or grey ones (n, 1, h, w)."""
+        if images.shape[1] == 1 and self.backbone_name != DIGITS_NET:
+            images = images.expand(-1, 3, -1, -1)
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross entropy of a batch: images (n, c, h, w) and labels (n,), int64."""
+        images, labels = batch
+        loss = functional.cross_entropy(self(images).float(), labels)
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
+        self.train_mean.update(loss.detach(), len(labels))
+        self.log("train_loss_epoch", self.train_mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to `val_loss` and `val_accuracy`."""
+        images, labels = batch
+        logits = self(images).float()
+        self.loss_mean.update(functional.cross_entropy(logits, labels), len(labels))
+        self.accuracy_mean.update((logits.argmax(dim=1) == labels).float())
+        self.log("val_loss", self.loss_mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(
+            "val_accuracy", self.accuracy_mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels)
+        )
+
+
+def check_images(task: ImageClassifier, image_size: int) -> None:
+    """Send one empty image through the task, to find an image size it cannot take before a run starts.
+
+    Raises:
+        TaskError: it cannot.
+    """
+    training = task.training
+    task.eval()
+    try:
+        with torch.no_grad():
+            task(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError) as error:
+        raise TaskError(
+            f"{task.backbone_name} cannot take images of {image_size} pixels ({error}): give another --image-size"
+        ) from error
+    finally:
+        task.train(training)
+
+
+def torchvision_state_dict(task: ImageClassifier, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights under the names of torchvision's own model, which loads them strictly.
+
+    That model is `torchvision.models.get_model(task.backbone_name, num_classes=task.num_classes)`, for googlenet and
+    inception_v3 with `aux_logits=False`, for ViT with the task's image size.
+
+    Args:
+        task: the task.
+        state: weights under the names of `task.state_dict()`, as in a run's model.safetensors; None: the task's own.
+
+    Raises:
+        TaskError: a task with the backbone digits_net, which torchvision does not have.
+    """
+    if task.backbone_name == DIGITS_NET:
+        raise TaskError("digits_net is not one of torchvision's models: its weights have no names there")
+    state = task.state_dict() if state is None else state
+    return {
+        key.removeprefix("backbone.")
+        if key.startswith("backbone.")
+        else f"{task.head_name}.{key.removeprefix('head.')}": value
+        for key, value in state.items()
+    }

@@ -1,0 +1,118 @@
+"""Classes of the user's own, named as module:Class and found from the folder the command is run in."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TypeVar
+
+from flash_launch.errors import TaskError
+
+__all__ = ["build_own", "load_class"]
+
+T = TypeVar("T")
+
+
+def load_class(spec: str, kind: type[T]) -> type[T]:
+    """The class that "module:Class" names, with the current folder first on the path.
+
+    Args:
+        spec: for example "my_task:MyTask" or "package.module:MyTask".
+        kind: what it must be a subclass of, LightningModule or LightningDataModule.
+
+    Raises:
+        TaskError: no colon, no such module, an error while it is imported (told with its line), no such class, or a
+            class of another kind.
+    """
+    module_name, colon, class_name = spec.partition(":")
+    if not colon or not module_name or not class_name:
+        raise TaskError(f"{spec!r} does not name a class: write module:Class, for example my_task:MyTask")
+    module = _import(spec, module_name)
+    found: object = getattr(module, class_name, None)
+    if found is None:
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kind)]
+        near = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.0)
+        hint = f", the nearest is {module_name}:{near[0]}" if near else f": it has no {kind.__name__}"
+        raise TaskError(f"{_file(module)} has no class {class_name!r}{hint}")
+    if not inspect.isclass(found) or not issubclass(found, kind):
+        hint = ""
+        if inspect.isclass(found) and any(base.__name__ == kind.__name__ for base in found.__mro__):
+            hint = ": it comes from the package lightning, import pytorch_lightning instead"
+        raise TaskError(f"{spec} in {_file(module)} is not a {kind.__name__}{hint}")
+    return found
+
+
+def build_own(own: type[T], args: Mapping[str, object]) -> T:
+    """Build the user's class with these arguments.
+
+    Raises:
+        TaskError: arguments that are missing or unknown, or an error in its constructor (told with its line).
+    """
+    parameters = inspect.signature(own).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    unknown = [name for name in args if name not in named and not takes_all]
+    if unknown:
+        raise TaskError(
+            f"{own.__name__} takes no argument {', '.join(map(repr, unknown))}: it takes {', '.join(named) or 'none'}"
+        )
+    missing = [name for name, parameter in named.items() if parameter.default is parameter.empty and name not in args]
+    if missing:
+        raise TaskError(
+            f"{own.__name__} needs the argument {', '.join(map(repr, missing))}: give it in the YAML file, or a default"
+        )
+    try:
+        return own(**args)
+    except Exception as error:
+        raise TaskError(f"{own.__name__} cannot be built: {_told(error)}") from error
+
+
+def _import(spec: str, module_name: str) -> ModuleType:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only where the module itself, or a package it is in, is missing; else it is an import inside the user's file.
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            here = [name.removesuffix(".py") for name in os.listdir(folder) if name.endswith(".py")]
+            near = difflib.get_close_matches(module_name, here, n=1, cutoff=0.4)
+            hint = f", the nearest is {near[0]}:{spec.partition(':')[2]}" if near else ""
+            raise TaskError(
+                f"{spec}: no module {module_name!r} in {folder} or among the installed packages{hint}"
+            ) from error
+        raise TaskError(f"{spec} cannot be imported: {_told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"{spec} cannot be imported: {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    """An error and the line of the user's code that it came from, outside installed packages where possible."""
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, SyntaxError):  # its message names file and line
+        return text
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+    ]
+    installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(installed)]
+    chosen = (own or frames)[-1:]
+    return text + "".join(f" ({frame.filename}, line {frame.lineno}: {frame.line})" for frame in chosen)
+
+
+def _file(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__
