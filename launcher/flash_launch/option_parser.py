@@ -5,7 +5,7 @@ import difflib
 import re
 import types
 import typing
-from argparse import ArgumentError
+from argparse import ArgumentError, HelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.options import field_docstrings, option_name
 
-__all__ = ["parse_run_options", "read_yaml", "values_from_mapping"]
+__all__ = ["nearest", "parse_run_options", "read_yaml", "values_from_mapping"]
 
 _TYPES: dict[str, type] = {name: hint for part in RunConfig.PARTS for name, hint in typing.get_type_hints(part).items()}
 
@@ -60,7 +60,7 @@ _UniqueKeys.add_implicit_resolver(  # YAML 1.1, as PyYAML reads it, takes 1e-3 f
 )
 
 
-def parse_run_options(argv: Sequence[str], command: str, epilog: str = "") -> RunConfig:
+def parse_run_options(argv: Sequence[str], usage: str) -> RunConfig:
     """The configuration that a command line asks for; `--help` and `--print_config` print and exit.
 
     Raises:
@@ -68,7 +68,7 @@ def parse_run_options(argv: Sequence[str], command: str, epilog: str = "") -> Ru
         SystemExit: after --help and --print_config.
     """
     files, rest = _split(argv)
-    parser = _build_parser(command, epilog)
+    parser = _build_parser(usage)
     from_files: dict[str, object] = {}
     for file in files:
         from_files |= read_yaml(_read(file), file)
@@ -99,7 +99,7 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
         if name not in _TYPES:
-            raise ConfigError(f"{source}: unknown key {str(key)!r}{_nearest(name, list(_TYPES))}")
+            raise ConfigError(f"{source}: unknown key {str(key)!r}{nearest(name, list(_TYPES))}")
         if name in values:
             raise ConfigError(f"{source}: the key {name!r} is there twice, with a dash and with an underscore")
         # The one option whose values look like numbers: an unquoted 32 is meant as it is typed at --precision.
@@ -117,35 +117,37 @@ def values_from_mapping(values: Mapping[str, object], source: str) -> dict[str, 
         if value is None and type(None) not in typing.get_args(_TYPES[name]):
             raise ConfigError(f"{source}: {name} has no value: {_expected(name)}")
     try:
-        namespace = _build_parser("run", "").parse_object(dict(values))
+        namespace = _build_parser("").parse_object(dict(values))
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), f"{source}: ")) from error
     return {name: getattr(namespace, name) for name in _TYPES}
 
 
-def _build_parser(command: str, epilog: str) -> ArgumentParser:
+def _build_parser(usage: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=f"flash-launch {command}".strip(),
-        usage="%(prog)s [options]",
-        epilog=epilog,
+        usage=usage,
+        formatter_class=HelpFormatter,  # jsonargparse's own adds Python's types to every line
         exit_on_error=False,
         allow_abbrev=False,
-        add_help=False,
         default_env=False,
+        print_config="--print_config",
     )
-    general = parser.add_argument_group("help and files")
-    general.add_argument("-h", "--help", action="help", help="Show this help and exit.")
-    general.add_argument(
+    parser.add_argument(
         "--config", action="config", metavar="FILE", help="YAML file of options; the command line wins."
     )
     for part in RunConfig.PARTS:
         group = parser.add_argument_group(str(part.__doc__))
         texts = field_docstrings(part)
         for field in dataclasses.fields(part):
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            metavar = {} if _choices(field.name) else {"metavar": field.metadata.get("metavar", _metavar(field.name))}
+            default = {} if field.default is dataclasses.MISSING else field.default
+            tell_default = default not in (None, {}) and "Default" not in texts[field.name]
+            choices = f"{{{','.join(_choices(field.name))}}}" if _choices(field.name) else ""
             group.add_argument(
-                option_name(field.name), type=_TYPES[field.name], default=default, help=texts[field.name], **metavar
+                option_name(field.name),
+                type=_TYPES[field.name],
+                default=default,
+                metavar=choices or field.metadata.get("metavar") or _metavar(field.name),
+                help=texts[field.name] + (f" Default: {str(default).lower()}." if tell_default else ""),
             )
     return parser
 
@@ -182,11 +184,11 @@ def _check_known(arguments: Sequence[str]) -> None:
     for argument in arguments:
         option = re.split(r"[.=]", argument, maxsplit=1)[0]
         if argument.startswith("--") and option not in known:
-            raise ConfigError(f"unknown option {option}{_nearest(option, known)}")
+            raise ConfigError(f"unknown option {option}{nearest(option, known)}")
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
-    """The known name that was most likely meant: another launcher's word for it, a longer form, or a near spelling."""
+def nearest(given: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: what was meant, by another's word, a longer form or the spelling."""
     plain = {name.lstrip("-").replace("_", "-"): name for name in known}
     word = given.lstrip("-").replace("_", "-").lower()
     word = _OTHER_WORDS.get(word, word)

@@ -27,7 +27,7 @@ PARENT = "FLASH_LAUNCH_PARENT"
 LOGS = "FLASH_LAUNCH_LOGS"
 NODE = "FLASH_LAUNCH_NODE"
 ENDS = ".ranks"
-"""Folder below the logs: per rank `.pid` (it runs, or died), `.failure` (as it told itself), `.end` (as its agent saw)."""
+"""Folder below the logs; per rank `.pid` (it runs, or died), `.failure` (its own words), `.end` (seen by its agent)."""
 TRACEBACK_MARK = "[flash-launch] this rank failed:"
 """The line in a rank's log after which the console shows no more of it: the verdict tells which rank failed first."""
 SHUTDOWN_SECONDS = 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from typing import Protocol, cast
 
@@ -211,6 +211,13 @@ def take_down_partitioned(engine: DeepSpeedEngine) -> None:
 def partition_of(parameter: nn.Parameter) -> PartitionedTensor:
     """This rank's partition of a stage 3 parameter."""
     return cast(PartitionedTensor, vars(parameter)["ds_tensor"])
+
+
+def gathered(parameter: nn.Parameter) -> AbstractContextManager[object]:
+    """While it lasts, a stage 3 parameter is whole on every rank."""
+    import deepspeed
+
+    return cast(AbstractContextManager[object], deepspeed.zero.GatheredParameters([parameter]))
 
 
 def whole_numel(parameter: nn.Parameter) -> int:

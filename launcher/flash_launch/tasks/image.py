@@ -1,5 +1,6 @@
 """ImageClassifier: the built-in task, image classification with any backbone."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
@@ -119,9 +120,10 @@ def torchvision_state_dict(task: ImageClassifier, state: Mapping[str, Tensor] | 
     if task.backbone_name == DIGITS_NET:
         raise TaskError("digits_net is not one of torchvision's models: its weights have no names there")
     state = task.state_dict() if state is None else state
-    return {
-        key.removeprefix("backbone.")
-        if key.startswith("backbone.")
-        else f"{task.head_name}.{key.removeprefix('head.')}": value
-        for key, value in state.items()
-    }
+    named: OrderedDict[str, Tensor] = OrderedDict()
+    for key, value in state.items():
+        own_name = f"{task.head_name}.{key.removeprefix('head.')}" if key.startswith("head.") else key
+        named[own_name.removeprefix("backbone.")] = value
+    # The version numbers of its modules, as in any state_dict: MNASNet does not load without.
+    setattr(named, "_metadata", getattr(task.backbone.state_dict(), "_metadata"))  # noqa: B009, B010
+    return named

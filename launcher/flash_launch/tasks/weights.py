@@ -158,7 +158,7 @@ def _check_fit(name: str, source: str, state: Mapping[str, Tensor], target: Mapp
     missing = [
         key for key in target if key.startswith("backbone.") and key not in state and "num_batches_tracked" not in key
     ]
-    unexpected = [key for key in state if key not in target]
+    unexpected = sorted(key for key in state if key not in target)
     faults = []
     if wrong:
         shapes = [f"{key} is {_shape(state[key])} in the file and {_shape(target[key])} in {name}" for key in wrong[:3]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -264,6 +265,18 @@ class Engine(ABC):
                 sums[chunk.name] = sums.get(chunk.name, 0) + digest
         missing = wanted - set(sums)
         return {**self.digests(missing), **sums} if missing and not sums else sums
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
+        """While it lasts, a parameter is whole on this rank; all ranks enter it together."""
+        return nullcontext()
+
+    def whole_digests(self) -> dict[str, int]:
+        """Digest of every whole parameter as this rank sees it, for the proof at the end of a run."""
+        found: dict[str, int] = {}
+        for name, parameter in self.parameters.items():
+            with self.gathered(parameter):
+                found[name] = int(slice_digest(parameter).item())
+        return found
 
     def before_step(self) -> None:  # noqa: B027
         """When gradients are ready, before the optimizer steps; engines may have something to do."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from flash_strategies import deepspeed_private as private
 from flash_strategies.engines.base import Chunk, StateBytes, tensor_bytes
@@ -111,6 +113,10 @@ class Zero3Engine(Zero12Engine):
     def replicated(self) -> bool:
         """False: a rank holds a slice of every parameter."""
         return False
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[object]:
+        """All-gather one parameter."""
+        return private.gathered(parameter)
 
     def _bounds(self, name: str, numel: int) -> tuple[int, int]:
         """(start, elements without padding) of this rank's slice in the flattened parameter."""

@@ -1,0 +1,87 @@
+"""Asks the preflight, in a process of its own, for the plan of a run: this one never imports torch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flash_launch import rank_guard
+from flash_launch.config import RunConfig
+from flash_launch.errors import FlashLaunchError, LaunchError
+
+__all__ = ["PREFLIGHT", "PreflightRefused", "Preparation", "prepare"]
+
+PREFLIGHT = ("-m", "flash_launch.preflight")
+
+
+class PreflightRefused(FlashLaunchError, ValueError):
+    """A user fault that the preflight found; the message is its own."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the preflight answered."""
+
+    plan: dict[str, object]
+    """What plan.json will hold."""
+    messages: tuple[str, ...] = ()
+    """What the user should know before the start."""
+    world_size: int = 1
+    """Number of ranks the plan was made for."""
+    phases: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
+    """The phases of the plan."""
+
+    def describe(self) -> Iterator[str]:
+        """The phases, a line each."""
+        width = max((len(str(phase.get("name"))) for phase in self.phases), default=0)
+        for phase in self.phases:
+            trainable, frozen = _count(phase.get("trainable")), _count(phase.get("frozen"))
+            line = f"epoch {phase.get('first_epoch')}: {phase.get('name')!s:<{width}}"
+            if trainable is not None and frozen is not None:
+                line += f"  trains {trainable:,} of {trainable + frozen:,} parameter tensors"
+            numbers, still = phase.get("trainable_parameters"), phase.get("frozen_parameters")
+            if isinstance(numbers, int) and isinstance(still, int):
+                line += f" ({numbers:,} of {numbers + still:,} numbers)"
+            if isinstance(size := phase.get("bytes_per_rank"), int):
+                line += f", {size / 2**20:,.1f} MiB per rank"
+            yield line
+
+
+def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparation:
+    """Let the preflight build the task, scan the data and resolve the plan. Writes nothing.
+
+    Raises:
+        PreflightRefused: a user fault.
+        LaunchError: the preflight itself broke.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", rank_guard.LOGS)}
+    done = subprocess.run(
+        [sys.executable, "-m", "flash_launch.rank_guard", *preflight],
+        input=config.to_yaml(),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**environment, rank_guard.PARENT: str(os.getpid())},
+        start_new_session=True,  # a Ctrl-C is for the launcher, which kills this one
+    )
+    if done.returncode == 2:
+        raise PreflightRefused(done.stderr.strip().removeprefix("error: "))
+    try:
+        if done.returncode != 0:
+            raise ValueError(f"it ended with code {done.returncode}")
+        answer: object = json.loads(done.stdout.rstrip().rpartition("\n")[2])
+        if not isinstance(answer, dict):
+            raise ValueError("it gave no JSON object")
+    except ValueError as error:
+        raise LaunchError(
+            f"the preflight broke, {error}; nothing was started. It wrote:\n{(done.stderr or done.stdout).strip()}"
+        ) from error
+    plan = answer.get("plan", {})
+    phases = tuple(phase for phase in plan.get("phases", ()) if isinstance(phase, dict))
+    return Preparation(plan, tuple(answer.get("messages", ())), int(answer.get("world_size", 1)), phases)
+
+
+def _count(names: object) -> int | None:
+    return names if isinstance(names, int) else len(names) if isinstance(names, Sequence) else None

@@ -1,0 +1,248 @@
+"""Writes what happens to the run folder: metrics, transitions, and per phase the time, memory and traffic of a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from statistics import median
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import STEP_OUTPUT
+
+from flash_launch.memory import peak_bytes, reset_peak
+from flash_launch.run_folder import RunFolder, append_jsonl
+from flash_launch.traffic import TrafficCounter
+from flash_strategies.lightning import FinetuningCallback
+from flash_strategies.transition import TransitionReport
+
+# The first step of a phase is proved and makes the moments, so the traffic of a later one is counted.
+_COUNTED_STEP = 2
+
+
+@dataclass
+class PhaseRecord:
+    """What is measured of one phase on this rank."""
+
+    name: str
+    """The phase."""
+    first_epoch: int
+    """Epoch in which it began."""
+    trainable: int
+    """Trainable elements."""
+    frozen: int
+    """Frozen elements."""
+    step_times: list[float] = field(default_factory=list)
+    """Seconds of each optimizer step."""
+    peak_bytes: int = 0
+    """Most memory in use, see memory.py."""
+    bytes_sent_per_step: int | None = None
+    """Bytes handed to collectives in one optimizer step; None: the phase was too short to count."""
+    state_bytes: dict[str, int] = field(default_factory=dict)
+    """Masters, moments and gradients held after the phase's first steps."""
+
+    def summary(self) -> dict[str, object]:
+        """As summary.json has it; `step_seconds` is the median."""
+        times = self.step_times[1:] or self.step_times
+        return {
+            "name": self.name,
+            "first_epoch": self.first_epoch,
+            "trainable": self.trainable,
+            "frozen": self.frozen,
+            "steps": len(self.step_times),
+            "step_seconds": round(median(times), 6) if times else None,
+            "peak_bytes": self.peak_bytes,
+            "bytes_sent_per_step": self.bytes_sent_per_step,
+            "state_bytes": self.state_bytes,
+        }
+
+
+class Recorder(pl.Callback):
+    """Records every rank's measurements; rank 0 writes them. It stands behind the finetuning callback."""
+
+    def __init__(self, folder: RunFolder, finetuning: FinetuningCallback, *, batch_size: int) -> None:
+        """Listen to the transitions.
+
+        Args:
+            folder: the run folder.
+            finetuning: the callback that makes the transitions.
+            batch_size: samples per rank and micro batch.
+        """
+        self.phases: list[PhaseRecord] = []
+        self.metrics: dict[str, float] = {}
+        self._folder, self._finetuning, self._batch_size = folder, finetuning, batch_size
+        self._layers: dict[str, int] = {}
+        self._report: TransitionReport | None = None
+        self._counter: TrafficCounter | None = None
+        self._steps_seen = 0
+        self._steps_in_phase = 0
+        self._began = 0.0
+        self._batches = 0
+        finetuning.listeners.append(self._on_transition)
+
+    def phase_layers(self, layers: dict[str, int]) -> None:
+        """Numbers of trainable layers by phase, for the line that is printed."""
+        self._layers = layers
+
+    # ---- transitions
+
+    def _on_transition(self, trainer: pl.Trainer, report: TransitionReport) -> None:
+        self._end_phase()
+        task = trainer.lightning_module
+        total = sum(_size(self._finetuning, name) for name, _ in task.named_parameters())
+        self.phases.append(
+            PhaseRecord(report.phase, trainer.current_epoch, report.trainable_after, total - report.trainable_after)
+        )
+        self._report, self._steps_in_phase = report, 0
+        reset_peak()
+        if trainer.is_global_zero:
+            self._event(
+                "transition" if report.number else "start",
+                trainer,
+                phase=report.phase,
+                seconds=round(report.seconds, 6),
+                trainable_before=report.trainable_before,
+                trainable_after=report.trainable_after,
+                unfrozen=list(report.unfrozen) if report.number else [],
+                refrozen=list(report.refrozen),
+                bytes_before=asdict(report.bytes_before),
+                bytes_after=asdict(report.bytes_after),
+                plan=report.fingerprint,
+            )
+
+    def _tell(self, trainer: pl.Trainer, report: TransitionReport) -> None:
+        """One line per transition, when its first step is done and proved."""
+        held = self._finetuning.transitions.engine.state_bytes()
+        self.phases[-1].state_bytes = asdict(held)
+        if not trainer.is_global_zero:
+            return
+        layers = f"{self._layers[report.phase]} layers, " if report.phase in self._layers else ""
+        change = (
+            f"{report.trainable_before:,} -> {report.trainable_after:,}"
+            if report.number
+            else f"{report.trainable_after:,}"
+        )
+        line = (
+            f"epoch {trainer.current_epoch}: phase {report.phase}, {change} trainable parameters, {layers}"
+            f"{report.seconds:.2f} s, {readable(held.masters + held.moments)} of optimizer state per rank; ranks equal"
+        )
+        bar = trainer.progress_bar_callback
+        (bar.print if bar is not None else print)(line)
+
+    # ---- Lightning's hooks
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps are timed from here."""
+        self._steps_seen = trainer.global_step
+        self._began, self._batches = time.perf_counter(), 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Count the traffic of one step of each phase."""
+        if self._steps_in_phase == _COUNTED_STEP and self._counter is None and self._batches == 0:
+            self._counter = TrafficCounter()
+            self._counter.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
+        """Record an optimizer step."""
+        self._batches += 1
+        if trainer.global_step == self._steps_seen or not self.phases:
+            return
+        self._steps_seen = trainer.global_step
+        record = self.phases[-1]
+        counted = self._stop_counting()
+        if counted is not None:
+            record.bytes_sent_per_step = counted
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        examples = self._batches * self._batch_size * trainer.world_size
+        self._batches = 0
+        self._steps_in_phase += 1
+        if counted is None:
+            record.step_times.append(seconds)
+        if self._steps_in_phase == 1 and self._report is not None:
+            self._tell(trainer, self._report)
+            self._report = None
+            self._began = time.perf_counter()
+        if trainer.is_global_zero and self._logged(trainer):
+            loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
+            values = (
+                {"loss": float(loss.detach()) * trainer.accumulate_grad_batches}
+                if isinstance(loss, torch.Tensor)
+                else {}
+            )
+            self._metric(
+                trainer,
+                kind="step",
+                **values,
+                lr=[float(group["lr"]) for group in self._finetuning.transitions.engine.optimizer.param_groups],
+                step_seconds=round(seconds, 6),
+                examples_per_s=round(examples / seconds, 2) if seconds > 0 else None,
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record the epoch's metrics."""
+        self._stop_counting()
+        self.metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if torch.as_tensor(value).numel() == 1
+        }
+        self._end_phase()
+        if trainer.is_global_zero:
+            self._metric(trainer, kind="epoch", **self.metrics)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave no counter behind."""
+        self._stop_counting()
+
+    def _logged(self, trainer: pl.Trainer) -> bool:
+        # short epochs are logged step by step; a float of the loss waits for the GPU, so long ones are not
+        few = trainer.num_training_batches <= 100
+        return few or trainer.global_step % 10 == 0
+
+    def _stop_counting(self) -> int | None:
+        if self._counter is None:
+            return None
+        self._counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        counted, self._counter = self._counter.bytes, None
+        return counted
+
+    def _end_phase(self) -> None:
+        if self.phases:
+            self.phases[-1].peak_bytes = max(self.phases[-1].peak_bytes, peak_bytes())
+
+    def _metric(self, trainer: pl.Trainer, **values: object) -> None:
+        phase = self.phases[-1].name if self.phases else None
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "phase": phase, **values}
+        append_jsonl(self._folder.metrics_jsonl, row)
+
+    def _event(self, kind: str, trainer: pl.Trainer, **values: object) -> None:
+        row = {
+            "event": kind,
+            "time": time.time(),
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            **values,
+        }
+        append_jsonl(self._folder.events_jsonl, row)
+
+
+def _size(finetuning: FinetuningCallback, name: str) -> int:
+    product = 1
+    for length in finetuning.transitions.engine.shape(name):
+        product *= length
+    return product
+
+
+def readable(count: int) -> str:
+    """Bytes in words: 1.2 MB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("the loop returns")
