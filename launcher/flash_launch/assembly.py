@@ -89,8 +89,8 @@ def _own_task(config: RunConfig) -> pl.LightningModule:
     task = build_own(load_class(str(config.task), pl.LightningModule), config.task_args)
     if not task.automatic_optimization:
         raise TaskError(
-            f"{config.task} optimizes by hand (automatic_optimization = False): transitions must know where an optimizer "
-            "step ends, so let Lightning optimize, or use flash_strategies in a loop of your own"
+            f"{config.task} optimizes by hand (automatic_optimization = False): transitions must know where an "
+            "optimizer step ends, so let Lightning optimize, or use flash_strategies in a loop of your own"
         )
     return task
 
@@ -133,8 +133,8 @@ def _check_phases(setup: Setup, phases: tuple[ResolvedPhase, ...]) -> None:
     if on_disk and len(phases) > 1:
         raise SetupError(
             f"setup {setup.name} keeps optimizer state on disk, where a transition cannot take it out yet, and the "
-            f"strategy has {len(phases)} phases: give --setup zero3_offload, or a strategy of one phase (no_freeze_deepspeed, "
-            "freeze_deepspeed)"
+            f"strategy has {len(phases)} phases: give --setup zero3_offload, or a strategy of one phase "
+            "(no_freeze_deepspeed, freeze_deepspeed)"
         )
 
 

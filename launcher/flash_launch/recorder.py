@@ -126,8 +126,12 @@ class Recorder(pl.Callback):
             f"epoch {trainer.current_epoch}: phase {report.phase}, {change} trainable parameters, {layers}"
             f"{report.seconds:.2f} s, {readable(held.masters + held.moments)} of optimizer state per rank; ranks equal"
         )
+        self._print(trainer, line)
+
+    def _print(self, trainer: pl.Trainer, line: str) -> None:
         bar = trainer.progress_bar_callback
-        (bar.print if bar is not None else print)(line)
+        if bar is not None:
+            bar.print(line)  # above the bar
 
     # ---- Lightning's hooks
 
@@ -194,6 +198,8 @@ class Recorder(pl.Callback):
         self._end_phase()
         if trainer.is_global_zero:
             self._metric(trainer, kind="epoch", **self.metrics)
+            values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+            self._print(trainer, f"epoch {trainer.current_epoch}: {values}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no counter behind."""

@@ -114,9 +114,7 @@ class _Progress(TQDMProgressBar):
     """One bar per epoch; validation has none of its own."""
 
     def init_validation_tqdm(self) -> Tqdm:
-        bar = super().init_validation_tqdm()
-        bar.disable = True
-        return bar
+        return Tqdm(disable=True)
 
 
 class _ReseedPerRank(pl.Callback):
