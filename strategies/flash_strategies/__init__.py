@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     )
     from flash_strategies.freeze import Freeze
     from flash_strategies.freeze_unfreeze import FreezeUnfreeze
+    from flash_strategies.lightning.callback import ScheduledFinetuning, finetuning_callback
+    from flash_strategies.lightning.custom import FlashBaseFinetuning
     from flash_strategies.no_freeze import NoFreeze
+    from flash_strategies.plain import Finetuner
     from flash_strategies.registry import StrategySpec, parse_strategy, register_strategy, strategy_names
     from flash_strategies.schedule import (
         Everything,
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AgreementError",
     "Everything",
+    "Finetuner",
     "FinetuningStrategy",
+    "FlashBaseFinetuning",
     "FlashLaunchError",
     "Freeze",
     "FreezeUnfreeze",
@@ -54,6 +59,7 @@ __all__ = [
     "Nothing",
     "Phase",
     "ProofError",
+    "ScheduledFinetuning",
     "Selection",
     "StrategyNameError",
     "StrategySpec",
@@ -62,6 +68,7 @@ __all__ = [
     "TransitionError",
     "UnfreezeMilestones",
     "UnsupportedVersionError",
+    "finetuning_callback",
     "freezable_layers",
     "freezable_modules",
     "freezes",
@@ -89,7 +96,10 @@ _HOMES = {
     ),
     "freeze": ("Freeze",),
     "freeze_unfreeze": ("FreezeUnfreeze",),
+    "lightning.callback": ("ScheduledFinetuning", "finetuning_callback"),
+    "lightning.custom": ("FlashBaseFinetuning",),
     "no_freeze": ("NoFreeze",),
+    "plain": ("Finetuner",),
     "registry": ("StrategySpec", "parse_strategy", "register_strategy", "strategy_names"),
     "schedule": (
         "Everything",

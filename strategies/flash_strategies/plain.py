@@ -1,0 +1,187 @@
+"""The front door for loops written by hand: plain torch DDP and DeepSpeed engines.
+
+finetuner = Finetuner(task, ("freeze_unfreeze", 2), max_epochs=4)    # freezes
+optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
+model = finetuner.ddp(optimizer, [scheduler])                        # or .deepspeed(optimizer, config)
+for epoch in range(4):
+    model = finetuner.begin_epoch(epoch)                             # makes the transition, gives the rebuilt model
+    for images, labels in loader:
+        loss = loss_of(model(images), labels)
+        loss.backward()
+        finetuner.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        finetuner.after_step()                                       # proves the first step of a phase
+    finetuner.end_epoch()                                            # equal batch norm statistics, equal ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from flash_strategies import deepspeed_private
+from flash_strategies.agreement import ControlGroup
+from flash_strategies.batch_norms import average_statistics, hold_in_eval, match_statistics_to_weights
+from flash_strategies.engines.base import Engine
+from flash_strategies.engines.ddp import DDPEngine
+from flash_strategies.engines.zero3 import Zero3Engine
+from flash_strategies.engines.zero12 import Zero12Engine
+from flash_strategies.errors import TransitionError
+from flash_strategies.phases import phase_at, resolve_phases
+from flash_strategies.registry import parse_strategy
+from flash_strategies.schedulers import Scheduler
+from flash_strategies.transition import TransitionReport, Transitions
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+class Finetuner:
+    """Runs a strategy in a loop of one's own; every rank has one and calls it at the same points."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        strategy: object = "no_freeze",
+        *,
+        max_epochs: int | None = None,
+        train_bn: bool = True,
+        timeout: float = 60.0,
+    ) -> None:
+        """Resolve the phases and freeze what the first does not train; build the optimizer afterwards.
+
+        Args:
+            task: with `modules_to_freeze()` or a `backbone`.
+            strategy: a name, a pair `(name, metadata)` or a strategy object.
+            max_epochs: epochs of the run, where they are known.
+            train_bn: keep the batch norms of the frozen part trainable.
+            timeout: seconds to wait for another rank at a transition.
+
+        Raises:
+            FlashLaunchError: the strategy is none, or does not fit the task or the run.
+        """
+        self.task = task
+        self.phases = resolve_phases(task, parse_strategy(strategy).strategy, max_epochs=max_epochs, train_bn=train_bn)
+        wanted = set(self.phases[0].selection.trainable)
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(name in wanted)
+        self._timeout = timeout
+        self._model: nn.Module = task
+        self._transitions: Transitions | None = None
+        self._steps = 0
+
+    @property
+    def transitions(self) -> Transitions:
+        """The transitions, once an engine was chosen.
+
+        Raises:
+            TransitionError: neither `ddp` nor `deepspeed` was called yet.
+        """
+        if self._transitions is None:
+            raise TransitionError("call ddp() or deepspeed() before the loop")
+        return self._transitions
+
+    # ---- how the ranks hold the model
+
+    def ddp(self, optimizer: Optimizer, schedulers: Sequence[Scheduler] = (), **ddp_options: object) -> nn.Module:
+        """DistributedDataParallel around the task; on one process without a process group, the task itself.
+
+        Args:
+            optimizer: over the task's parameters.
+            schedulers: that drive the optimizer.
+            ddp_options: for DistributedDataParallel; unused parameters are looked for unless they say otherwise.
+        """
+        options: dict[str, object] = {"find_unused_parameters": True, "broadcast_buffers": False, **ddp_options}
+
+        def wrap() -> None:
+            self._model = DistributedDataParallel(self.task, **options)  # type: ignore[arg-type]
+            options["init_sync"] = False  # from the second time on: the ranks are proved equal
+
+        many = dist.is_available() and dist.is_initialized()
+        engine = DDPEngine(self.task, optimizer, schedulers, rewrap=wrap if many else None)
+        if many:
+            wrap()
+        return self._begin(engine)
+
+    def deepspeed(
+        self, optimizer: Optimizer, config: Mapping[str, object], schedulers: Sequence[Scheduler] = ()
+    ) -> nn.Module:
+        """A DeepSpeed engine around the task, at ZeRO stage 1, 2 or 3.
+
+        Args:
+            optimizer: over the task's parameters.
+            config: DeepSpeed's configuration.
+            schedulers: that drive the optimizer; step them yourself.
+        """
+        import deepspeed
+
+        zero = config.get("zero_optimization")
+        stage = zero.get("stage") if isinstance(zero, Mapping) else None
+        if stage not in (1, 2, 3):
+            raise TransitionError(f"zero_optimization.stage is {stage!r}; give 1, 2 or 3, or use ddp()")
+        kind = Zero3Engine if stage == 3 else Zero12Engine
+        holder = kind(self.task, optimizer, schedulers)
+        engine: DeepSpeedEngine
+        engine, _, _, _ = deepspeed.initialize(
+            model=self.task,
+            optimizer=optimizer,
+            model_parameters=[parameter for parameter in self.task.parameters() if parameter.requires_grad],
+            config=dict(config),
+            dist_init_required=False,
+        )
+        holder.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
+        self._model = engine
+        if not torch.cuda.is_available():
+            match_statistics_to_weights(self.task)
+        return self._begin(holder)
+
+    def _begin(self, engine: Engine) -> nn.Module:
+        self._transitions = Transitions(engine, ControlGroup(self._timeout))
+        self._transitions.start(self.phases[0].phase.name)
+        return self._model
+
+    # ---- the loop
+
+    def begin_epoch(self, epoch: int) -> nn.Module:
+        """Make the epoch's transition, if it begins a phase.
+
+        Returns:
+            The model to call from now on: DDP is wrapped anew at a transition, a DeepSpeed engine stays itself.
+
+        Raises:
+            AgreementError, ProofError: the ranks differ.
+        """
+        resolved = phase_at(self.phases, epoch)
+        if set(resolved.selection.trainable) != set(self.transitions.trainable):
+            self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps)
+        hold_in_eval(self.task, resolved.selection.eval_batch_norms)
+        return self._model
+
+    def move(self, phase: str, trainable: Sequence[str]) -> TransitionReport:
+        """A transition of one's own, to any set of parameter names; at an optimizer-step boundary."""
+        return self.transitions.move(phase, trainable, step=self._steps)
+
+    def before_step(self) -> None:
+        """Between backward and the optimizer's step."""
+        self.transitions.before_step()
+
+    def after_step(self) -> None:
+        """After each optimizer step (not after each micro batch).
+
+        Raises:
+            ProofError: see Transitions.after_step.
+        """
+        self._steps += 1
+        self.transitions.after_step()
+
+    def end_epoch(self) -> str:
+        """Average batch norm statistics over the ranks and prove that the ranks are equal; the digest, in hex."""
+        average_statistics(self.task, self.transitions.control)
+        return self.transitions.check()
