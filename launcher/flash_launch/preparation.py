@@ -34,18 +34,17 @@ class Preparation:
     """The phases of the plan."""
 
     def describe(self) -> Iterator[str]:
-        """The phases, a line each."""
+        """The phases, a line each, as far as the plan tells of them."""
         width = max((len(str(phase.get("name"))) for phase in self.phases), default=0)
         for phase in self.phases:
-            trainable, frozen = _count(phase.get("trainable")), _count(phase.get("frozen"))
             line = f"epoch {phase.get('first_epoch')}: {phase.get('name')!s:<{width}}"
-            if trainable is not None and frozen is not None:
-                line += f"  trains {trainable:,} of {trainable + frozen:,} parameter tensors"
-            numbers, still = phase.get("trainable_parameters"), phase.get("frozen_parameters")
-            if isinstance(numbers, int) and isinstance(still, int):
-                line += f" ({numbers:,} of {numbers + still:,} numbers)"
-            if isinstance(size := phase.get("bytes_per_rank"), int):
-                line += f", {size / 2**20:,.1f} MiB per rank"
+            trainable, frozen = phase.get("trainable"), phase.get("frozen")
+            if isinstance(trainable, int) and isinstance(frozen, int):
+                line += f"  trains {trainable:,} of {trainable + frozen:,} parameters"
+            if isinstance(layers := phase.get("layers"), list):
+                line += f", {len(layers)} layer{'s' * (len(layers) != 1)} of the backbone"
+            if isinstance(parts := phase.get("estimated_bytes_per_rank"), dict):
+                line += f", about {sum(parts.values()) / 2**20:,.1f} MiB per rank before activations"
             yield line
 
 
@@ -81,7 +80,3 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparat
     plan = answer.get("plan", {})
     phases = tuple(phase for phase in plan.get("phases", ()) if isinstance(phase, dict))
     return Preparation(plan, tuple(answer.get("messages", ())), int(answer.get("world_size", 1)), phases)
-
-
-def _count(names: object) -> int | None:
-    return names if isinstance(names, int) else len(names) if isinstance(names, Sequence) else None
