@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
     DistributedSampler,
     IterableDataset,
@@ -138,7 +137,7 @@ def _joined(loader: object, parts: Sequence[ShardedLoader]) -> ShardedLoader:
 
 def _own_batches(loader: DataLoader[object]) -> Iterable[list[int]] | None:
     """The batch sampler that the user gave; None where DataLoader made it."""
-    return None if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+    return loader.batch_sampler if loader.batch_size is None else None
 
 
 def _is_plain(loader: DataLoader[object]) -> bool:

@@ -7,10 +7,10 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric
 
 from flash_launch.errors import TaskError
 from flash_launch.tasks.backbones import DIGITS_NET, build_backbone
+from flash_launch.tasks.sample_mean import SampleMean
 from flash_launch.tasks.weights import load_weights
 
 __all__ = ["ImageClassifier", "check_images", "torchvision_state_dict"]
@@ -53,9 +53,7 @@ class ImageClassifier(LightningModule):
         """What a user should know about the weights, a sentence each."""
         self.backbone_name, self.head_name, self.num_classes = backbone, model.head_name, num_classes
         self.backbone, self.head = model.backbone, model.head
-        # Not self.log's own mean: with sync_dist on gloo it divides the number of samples by the ranks as an integer
-        # (Lightning 2.6.6, _sync_ddp). No NaN check: a NaN loss shall be seen, and checking waits for the GPU.
-        self.train_mean, self.loss_mean, self.accuracy_mean = (MeanMetric(nan_strategy="disable") for _ in range(3))
+        self.train_loss_mean, self.val_loss_mean, self.val_accuracy_mean = (SampleMean() for _ in range(3))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, num_classes) of normalised images (n, 3, h, w), or grey ones (n, 1, h, w)."""
@@ -69,19 +67,19 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         loss = functional.cross_entropy(self(images).float(), labels)
         self.log("train_loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True)
-        self.train_mean.update(loss.detach(), len(labels))
-        self.log("train_loss_epoch", self.train_mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.train_loss_mean.update(loss, len(labels))
+        self.log("train_loss_epoch", self.train_loss_mean, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to `val_loss` and `val_accuracy`."""
         images, labels = batch
         logits = self(images).float()
-        self.loss_mean.update(functional.cross_entropy(logits, labels), len(labels))
-        self.accuracy_mean.update((logits.argmax(dim=1) == labels).float())
-        self.log("val_loss", self.loss_mean, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.val_loss_mean.update(functional.cross_entropy(logits, labels), len(labels))
+        self.val_accuracy_mean.update((logits.argmax(dim=1) == labels).float().mean(), len(labels))
+        self.log("val_loss", self.val_loss_mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log(
-            "val_accuracy", self.accuracy_mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels)
+            "val_accuracy", self.val_accuracy_mean, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels)
         )
 
 
