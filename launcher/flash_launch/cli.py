@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,8 +145,10 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult) -> None:
     if folder.summary_json.exists() and isinstance(read := read_json(folder.summary_json), dict):
         summary = read
     if result.exit_code != 0:
-        why = result.verdict.render() if result.verdict else f"ended by signal {result.exit_code - 128}"
-        stopped = result.verdict is None and result.exit_code > 128
+        stopped = result.exit_code > 128
+        why = f"by {signal.Signals(result.exit_code - 128).name}" if stopped else "nobody told why: see the logs"
+        if result.verdict is not None:
+            why = result.verdict.render()
         write_json(folder.summary_json, {**summary, "status": "stopped" if stopped else "failed", "verdict": why})
         _say(f"{'stopped' if stopped else 'failed'} after {result.seconds:.1f} s: {why}", error=not stopped)
         _say(f"run folder: {path}")

@@ -88,6 +88,7 @@ _HINTS = {
     signal.SIGBUS: "often a full /dev/shm",
 }
 _TAIL_LINES = 5
+_LINE_LENGTH = 160
 
 
 def find_verdict(ranks: Sequence[RankEnd], agents: Sequence[AgentEnd]) -> Verdict | None:
@@ -146,8 +147,8 @@ def _detail(exit_code: int | None, log_tail: str) -> str:
     hint = next((text for number, text in _HINTS.items() if exit_code == -number), "")
     # A progress bar writes one long line with carriage returns, of which only the last state counts.
     lines = [line.rpartition("\r")[2].rstrip() for line in log_tail.replace("\r\n", "\n").split("\n")]
-    shown = [line for line in lines if line][-_TAIL_LINES:]
-    tail = ["its last words:", *(f"  {line}" for line in shown)] if shown else []
+    shown = [line if len(line) <= _LINE_LENGTH else line[: _LINE_LENGTH - 3] + "..." for line in lines if line]
+    tail = ["its last words:", *(f"  {line}" for line in shown[-_TAIL_LINES:])] if shown else []
     return "\n".join([hint] * bool(hint) + tail)
 
 

@@ -193,7 +193,7 @@ def test_a_second_ctrl_c_kills_at_once(launch: Callable[..., Launcher]) -> None:
     time.sleep(0.5)
     assert launcher.process.poll() is None  # rank 0 does not heed SIGTERM
     launcher.process.send_signal(signal.SIGINT)
-    assert launcher.end(1.5)[0] == 130
+    assert launcher.end(2.5)[0] == 130
     wait_until(launcher.none_left, 1)
 
 
