@@ -148,7 +148,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object
     return on_ranks(trained, tmp_path_factory.mktemp("ranks"), 2)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_metrics_over_ranks_equal_those_of_one_process(
     world_size: int, tmp_path: Path, two_ranks: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
