@@ -67,7 +67,7 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
         gradient_clip=config.gradient_clip,
         precision=config.precision,
         cuda=cuda,
-        nvme_path=getattr(config, "nvme_path", None),
+        nvme_path=config.nvme_path,
     )
     check_setup(setup, numbers)
     check_machine(setup)
@@ -97,7 +97,7 @@ def _own_task(config: RunConfig) -> pl.LightningModule:
 
 def _data(config: RunConfig, task: pl.LightningModule | None) -> RunData:
     return build_data(
-        config.data if config.data is not None or task is not None else "digits",
+        config.data or (None if task is not None else "digits"),
         args=config.data_args,
         task=task,
         batch_size=config.batch_size,

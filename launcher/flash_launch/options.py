@@ -66,6 +66,9 @@ class StrategyOptions:
     """How the ranks hold the model: a name from `flash-launch templates`, or a DeepSpeed JSON file.
     Default: ddp, or zero2 for a _deepspeed strategy."""
 
+    nvme_path: str | None = field(default=None, metadata={"metavar": "FOLDER"})
+    """Folder on a fast local disk, the same on every node, for setups that offload to NVMe (zero3_nvme)."""
+
 
 @dataclass(frozen=True)
 class TaskOptions:
@@ -89,9 +92,9 @@ class TaskOptions:
 class DataOptions:
     """data: what it is trained on"""
 
-    data: str = field(default="digits", metadata={"metavar": "digits|FOLDER|FILE.csv|module:Class"})
+    data: str | None = field(default=None, metadata={"metavar": "digits|FOLDER|FILE.csv|module:Class"})
     """digits (built in), a folder of images with a folder per class, a CSV file of paths and labels,
-    or a LightningDataModule of your own."""
+    or a LightningDataModule of your own. Default: digits; for a task of your own, its own loaders."""
 
     data_args: dict[str, object] = field(default_factory=dict)
     """Arguments for the data module's class; best given in the YAML file."""
@@ -152,7 +155,7 @@ class OptimizerOptions:
     """How the learning rate goes on after the warm-up."""
 
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises from 0 to --lr."""
+    """Optimizer steps over which the learning rate rises to --lr, from one such step's share of it."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from flash_launch.memory import peak_bytes, reset_peak
+from flash_launch.rank_guard import note_failure
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_launch.traffic import TrafficCounter
 from flash_strategies.lightning import FinetuningCallback
@@ -202,8 +203,9 @@ class Recorder(pl.Callback):
             self._print(trainer, f"epoch {trainer.current_epoch}: {values}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave no counter behind."""
+        """Note the failure before Lightning tears down, so that this rank is not timed after its victims."""
         self._stop_counting()
+        note_failure(exception)
 
     def _logged(self, trainer: pl.Trainer) -> bool:
         # short epochs are logged step by step; a float of the loss waits for the GPU, so long ones are not

@@ -133,6 +133,8 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("torch", "deepspeed", "pytorch_lightning", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+    # the ddp template asks for it knowingly: a phase may leave trainable parameters without a gradient
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
 
 if __name__ == "__main__":
