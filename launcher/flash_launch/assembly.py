@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from flash_launch.config import RunConfig
-from flash_launch.data import RunData, build_data
+from flash_launch.data import RunData, build_data, check_data
 from flash_launch.errors import DataError, SetupError, TaskError
 from flash_launch.lr_schedules import build_schedule, build_scheduler
 from flash_launch.optimizers import build_optimizer
 from flash_launch.setup_keys import Json
 from flash_launch.setups import ModelNumbers, RunNumbers, Setup, check_machine, check_setup, load_setup, resolve_setup
+from flash_launch.tasks.backbones import suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, check_images
 from flash_launch.tasks.own import build_own, load_class
 from flash_strategies.phases import ResolvedPhase, resolve_phases
@@ -45,7 +46,7 @@ class Assembly:
     """Number of ranks."""
 
 
-def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: bool) -> Assembly:
+def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: bool, read_data: bool) -> Assembly:
     """Build everything.
 
     Args:
@@ -53,6 +54,7 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
         world_size: ranks of the run.
         procs_per_node: ranks of one node.
         cuda: whether the ranks compute on GPUs.
+        read_data: look into the data's files for what would stop the run later; once, before the ranks start.
 
     Raises:
         FlashLaunchError: anything that the user can mend.
@@ -79,7 +81,8 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     spec = config.strategy_spec()
     phases = resolve_phases(task, spec.strategy, max_epochs=config.max_epochs, train_bn=config.train_bn)
     _check_phases(setup, phases)
-    data.check(world_size)
+    if read_data:
+        check_data(data, world_size)
     _give_optimizer(task, config, offload=setup.offload, cuda=cuda)
     engine_config = resolve_setup(setup, numbers, model_numbers(task, phases))
     return Assembly(config, task, data, spec, phases, setup, engine_config, world_size)
@@ -104,7 +107,7 @@ def _data(config: RunConfig, task: pl.LightningModule | None) -> RunData:
         seed=config.seed,
         val_fraction=config.val_fraction,
         num_workers=config.num_workers,
-        image_size=config.image_size,
+        image_size=config.image_size or (suitable_image_size(config.backbone) if task is None else None),
     )
 
 

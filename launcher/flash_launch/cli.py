@@ -79,6 +79,8 @@ def run(argv: Sequence[str]) -> int:
         procs_per_node=placement.procs_per_node,
         worker=_WORKER,
         gpus=placement.gpus,
+        # what rank 0 writes to is a log; only here is it known whether a person watches
+        environment={**os.environ, "FLASH_LAUNCH_WATCHED": str(int(sys.stdout.isatty()))},
     )
     _tell_end(folder, path, result)
     return result.exit_code

@@ -113,7 +113,7 @@ class DataOptions:
 class TrainingOptions:
     """training: how long, how much at a time, how precisely"""
 
-    max_epochs: int = 4
+    max_epochs: int = 8
     """Number of epochs."""
 
     batch_size: int = 32

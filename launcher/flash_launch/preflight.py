@@ -27,7 +27,7 @@ def main() -> int:
 
         procs = config.procs_per_node or 1
         world_size = config.nodes * procs
-        assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config))
+        assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config), read_data=True)
     except FlashLaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from statistics import median
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
+from tqdm.auto import tqdm
 
 from flash_launch.memory import peak_bytes, reset_peak
 from flash_launch.rank_guard import note_failure
@@ -127,12 +128,7 @@ class Recorder(pl.Callback):
             f"epoch {trainer.current_epoch}: phase {report.phase}, {change} trainable parameters, {layers}"
             f"{report.seconds:.2f} s, {readable(held.masters + held.moments)} of optimizer state per rank; ranks equal"
         )
-        self._print(trainer, line)
-
-    def _print(self, trainer: pl.Trainer, line: str) -> None:
-        bar = trainer.progress_bar_callback
-        if bar is not None:
-            bar.print(line)  # above the bar
+        tqdm.write(line)  # above the bar, if there is one
 
     # ---- Lightning's hooks
 
@@ -200,7 +196,7 @@ class Recorder(pl.Callback):
         if trainer.is_global_zero:
             self._metric(trainer, kind="epoch", **self.metrics)
             values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-            self._print(trainer, f"epoch {trainer.current_epoch}: {values}")
+            tqdm.write(f"epoch {trainer.current_epoch}: {values}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Note the failure before Lightning tears down, so that this rank is not timed after its victims."""

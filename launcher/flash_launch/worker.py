@@ -111,7 +111,14 @@ def _strategy(assembly: Assembly) -> Strategy:
 
 
 class _Progress(TQDMProgressBar):
-    """One bar per epoch; validation has none of its own."""
+    """One bar per epoch where a person watches; validation has none of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1)
+        self._watched = os.environ.get("FLASH_LAUNCH_WATCHED", "1") == "1"
+
+    def init_train_tqdm(self) -> Tqdm:
+        return super().init_train_tqdm() if self._watched else Tqdm(disable=True)
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
