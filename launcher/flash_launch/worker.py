@@ -42,7 +42,13 @@ def main() -> None:
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    assembly = assemble(config, world_size=int(os.environ["WORLD_SIZE"]), procs_per_node=local, cuda=uses_cuda(config))
+    assembly = assemble(
+        config,
+        world_size=int(os.environ["WORLD_SIZE"]),
+        procs_per_node=local,
+        cuda=uses_cuda(config),
+        read_data=False,
+    )
     rank = int(os.environ["RANK"])
     if rank == 0:
         write_json(folder.deepspeed_json, assembly.engine_config)
