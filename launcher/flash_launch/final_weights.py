@@ -30,4 +30,5 @@ def save_weights(engine: Engine, task: nn.Module, path: Path, *, write: bool) ->
     if write:
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(tensors, temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
         temporary.replace(path)

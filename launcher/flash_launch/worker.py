@@ -39,6 +39,8 @@ def main() -> None:
     folder = RunFolder(Path(sys.argv[1]).absolute())
     config = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
     _quiet()
+    if not uses_cuda(config):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and says that it found none
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     local = int(os.environ["LOCAL_WORLD_SIZE"])
