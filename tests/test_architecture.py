@@ -124,6 +124,7 @@ def test_private_parts_are_reached_from_one_file(library: str, file: str) -> Non
             "pytorch_lightning.callbacks.progress.tqdm_progress",
             "pytorch_lightning.core.optimizer",
             "pytorch_lightning.strategies",
+            "pytorch_lightning.utilities",
             "pytorch_lightning.utilities.model_helpers",
             "pytorch_lightning.utilities.types",
         },

@@ -165,9 +165,6 @@ class OutputOptions:
     output_dir: str | None = None
     """Run folder, new or empty. Default: runs/<time>-<strategy>-<random>."""
 
-    wandb: Literal["online", "offline", "disabled"] = "disabled"
-    """Weights & Biases."""
-
 
 def option_name(field_name: str) -> str:
     """The option of a field as it is typed: `batch_size` is `--batch-size`."""

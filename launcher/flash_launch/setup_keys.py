@@ -147,7 +147,7 @@ _CHECKPOINTS = Refusal("checkpoints are flash-launch's own, for any number of ra
 _LAYOUT = Refusal("it lays the optimizer's partitions out in a way that transitions were not proved on: remove it")
 _PRECISION = Refusal("the precision comes from the run: remove the block and give --precision")
 _AVERAGE = "gradients are averaged over all ranks, once and unscaled: remove the key"
-_MONITORING = Refusal("metrics are logged by the run: remove the block and give --wandb")
+_MONITORING = Refusal("metrics are written to the run folder: remove the block")
 
 REFUSED: Mapping[str, Refusal] = {
     "optimizer": Refusal(
