@@ -6,16 +6,18 @@ around the same engine and the same torch optimizer. The order of steps and its 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from flash_strategies.errors import UnsupportedVersionError
 
@@ -148,8 +150,15 @@ def build(engine: DeepSpeedEngine, optimizer: Optimizer, memory: dict[str, objec
 
 
 def detach(engine: DeepSpeedEngine) -> None:
-    """Cut the engine's link to its wrapper, so that nothing keeps the old one alive."""
+    """Cut the engine's link to its wrapper, and the wrapper's to all it holds.
+
+    The wrapper is in reference cycles with its hooks; emptied, it frees its buffers at once.
+    """
+    wrapper = engine.optimizer
     engine.__dict__["optimizer"] = None
+    for holder in (vars(wrapper).get("parameter_offload"), wrapper):
+        if holder is not None:
+            vars(holder).clear()
 
 
 def release_replicas(parameters: Sequence[nn.Parameter]) -> None:
@@ -163,27 +172,154 @@ def release_replicas(parameters: Sequence[nn.Parameter]) -> None:
             parameter.__dict__.pop(name, None)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A param group that goes on as it is."""
+
+    parameters: tuple[nn.Parameter, ...]
+    """In flat order."""
+    master: torch.Tensor
+    """This rank's fp32 masters, flat."""
+    weights: torch.Tensor | None = None
+    """Stages 1 and 2: the flat buffer that the parameters are views of."""
+
+
 @contextmanager
-def adopting(kept: Sequence[tuple[list[nn.Parameter], torch.Tensor]]) -> Iterator[None]:
-    """While a stage 1 or 2 wrapper is built, let groups that go on keep their flat weights instead of copying them.
+def sparing(kept: Sequence[Kept]) -> Iterator[None]:
+    """While a wrapper is built, spare what DeepSpeed would only make to throw away.
 
-    Args:
-        kept: for each group that goes on as it is, its parameters in flat order and the flat buffer they are views of.
+    Groups that go on keep their flat weights (stages 1 and 2) and masters; a new master is made once instead of being
+    cloned as well; gradients of zeros that nobody reads are not made; garbage is not looked for.
     """
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+    from deepspeed.runtime.zero import stage3, stage_1_and_2
+    from deepspeed.runtime.zero import utils as zero_utils
 
-    original = DeepSpeedZeroOptimizer.flatten_dense_tensors_aligned
-    flats = {tuple(id(parameter) for parameter in members): flat for members, flat in kept}
+    mode = _MakeOnce()
+    first = {id(group.parameters[0]): group for group in kept}
+    shared, partitioned = stage_1_and_2.DeepSpeedZeroOptimizer, stage3.DeepSpeedZeroOptimizer_Stage3
 
-    def flatten(wrapper: object, tensor_list: list[nn.Parameter], *args: object, **kwargs: object) -> torch.Tensor:
-        flat = flats.get(tuple(id(tensor) for tensor in tensor_list))
-        return flat if flat is not None else cast(torch.Tensor, original(wrapper, tensor_list, *args, **kwargs))
+    def kept_group(tensors: Sequence[torch.Tensor]) -> Kept | None:
+        group = first.get(id(tensors[0])) if tensors else None
+        same = group and [id(tensor) for tensor in tensors] == [id(parameter) for parameter in group.parameters]
+        return group if same else None
 
-    DeepSpeedZeroOptimizer.flatten_dense_tensors_aligned = flatten
-    try:
-        yield
-    finally:
-        DeepSpeedZeroOptimizer.flatten_dense_tensors_aligned = original
+    def flatten(
+        wrapper: ZeroWrapper,
+        tensors: list[nn.Parameter],
+        alignment: int,
+        use_cpu_data: bool = False,
+        param_padding: list[int] | None = None,
+    ) -> torch.Tensor:
+        group = kept_group(tensors)
+        if group is not None and group.weights is not None:
+            rank = dist.get_rank(wrapper.dp_process_group)
+            begin = rank * group.master.numel() * group.weights.element_size()
+            mode.keep(group.weights.data_ptr() + begin, group.master)
+            return group.weights
+        if use_cpu_data or any(param_padding or ()):
+            return cast(torch.Tensor, flatten_all(wrapper, tensors, alignment, use_cpu_data, param_padding))
+        return _flattened(tensors, alignment)
+
+    def partitions(wrapper: ZeroWrapper, flat: torch.Tensor, group_index: int) -> list[torch.Tensor]:
+        parts = cast(list[torch.Tensor], cut(wrapper, flat, group_index))
+        mode.watch(parts[dist.get_rank(wrapper.dp_process_group)])
+        return parts
+
+    def defragment(tensors: list[torch.Tensor]) -> torch.Tensor:
+        buffer = cast(torch.Tensor, gather(tensors))
+        mode.watch(buffer)
+        for group in kept:
+            mode.keep(partition_of(group.parameters[0]).data.data_ptr(), group.master)
+        return buffer
+
+    def initialize(wrapper: ZeroWrapper) -> None:
+        offloaded = getattr(wrapper, "offload_optimizer", False) or getattr(wrapper, "cpu_offload", False)
+        if offloaded or isinstance(wrapper.optimizer, torch.optim.Adagrad):
+            (initialize_partitioned if isinstance(wrapper, partitioned) else initialize_shared)(wrapper)
+
+    flatten_all, cut, gather = (
+        shared.flatten_dense_tensors_aligned,
+        shared.get_data_parallel_partitions,
+        stage3.defragment,
+    )
+    initialize_shared, initialize_partitioned = (
+        shared.initialize_optimizer_states,
+        partitioned.initialize_optimizer_states,
+    )
+    with ExitStack() as undo:
+        for owner, name, value in (
+            (shared, "flatten_dense_tensors_aligned", flatten),
+            (shared, "get_data_parallel_partitions", partitions),
+            (shared, "initialize_optimizer_states", initialize),
+            (partitioned, "initialize_optimizer_states", initialize),
+            (stage3, "defragment", defragment),
+            (zero_utils, "gc", SimpleNamespace(collect=lambda: 0)),
+        ):
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        with mode:
+            yield
+
+
+class _MakeOnce(TorchFunctionMode):
+    """Gives masters that are there already, and makes the others without a copy in between.
+
+    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._masters: dict[tuple[int, int], torch.Tensor] = {}
+        self._watched: set[int] = set()
+        self._made: dict[int, torch.Tensor] = {}
+
+    def keep(self, address: int, master: torch.Tensor) -> None:
+        """The master of the weights that begin at this address is there already."""
+        self._masters[address, master.numel()] = master
+
+    def watch(self, weights: torch.Tensor) -> None:
+        """Masters are made of (parts of) these weights."""
+        self._watched.add(weights.untyped_storage().data_ptr())
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        """See the class."""
+        named = cast(dict[str, object], kwargs or {})
+        tensor = args[0] if args else None
+        if func not in (_CLONE, _TO) or not isinstance(tensor, torch.Tensor):
+            return func(*args, **named)
+        ours = tensor.untyped_storage().data_ptr() in self._watched
+        master = self._masters.get((tensor.data_ptr(), tensor.numel())) if ours else None
+        if func == _CLONE:
+            # made for this clone, or a copy in another type is to follow: that one is enough
+            enough = id(tensor) in self._made or master is not None or (ours and tensor.dtype != torch.float32)
+            return tensor if enough else func(*args, **named)
+        if not ours:
+            return func(*args, **named)
+        made = master.detach() if master is not None else cast(torch.Tensor, func(*args, **named))
+        if made.data_ptr() == tensor.data_ptr():
+            return made.clone() if tensor.dtype != torch.float32 else made
+        self._made[id(made)] = made
+        return made
+
+
+_CLONE: object = torch.Tensor.clone
+_TO: object = torch.Tensor.to
+
+
+def _flattened(tensors: Sequence[nn.Parameter], alignment: int) -> torch.Tensor:
+    """One flat buffer of all tensors, zeros at its end; each tensor becomes a view of it, its own memory is freed."""
+    numel = sum(tensor.numel() for tensor in tensors)
+    flat = tensors[0].data.new_empty(-(-numel // alignment) * alignment)
+    flat[numel:].zero_()
+    offset = 0
+    for tensor in tensors:
+        part = flat.narrow(0, offset, tensor.numel())
+        part.copy_(tensor.data.reshape(-1))
+        tensor.data = part.view(tensor.shape)
+        offset += tensor.numel()
+    return flat
 
 
 def take_down_partitioned(engine: DeepSpeedEngine) -> None:
@@ -228,8 +364,3 @@ def whole_numel(parameter: nn.Parameter) -> int:
 def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Shape of the whole parameter, also when it is partitioned."""
     return tuple(parameter.ds_shape) if hasattr(parameter, "ds_shape") else tuple(parameter.shape)
-
-
-def collect() -> None:
-    """Free the old wrapper, which is in reference cycles with its hooks."""
-    gc.collect()

@@ -83,7 +83,11 @@ class Zero12Engine(Engine):
         group, rank = wrapper.dp_process_group, dist.get_rank(wrapper.dp_process_group)
         old = [self._flat(index) for index in range(len(old_cohorts))]
         kept = [
-            (wrapper.round_robin_bit16_groups[g.source], wrapper.bit16_groups_flat[g.source])
+            private.Kept(
+                tuple(wrapper.round_robin_bit16_groups[g.source]),
+                wrapper.single_partition_of_fp32_groups[g.source].detach(),
+                wrapper.bit16_groups_flat[g.source],
+            )
             for g in plan.groups
             if g.source is not None and g.names == old_cohorts[g.source].names
         ]
@@ -95,9 +99,7 @@ class Zero12Engine(Engine):
         self.apply_groups(plan)
         self.optimizer.state.clear()
         private.detach(engine)
-        del wrapper
-        private.collect()
-        with private.adopting(kept):
+        with private.sparing(kept):
             wrapper = private.build(engine, self.optimizer, memory)
         for index, group_plan in enumerate(plan.groups):
             if group_plan.source is None or not set(group_plan.names) <= set(old_cohorts[group_plan.source].names):

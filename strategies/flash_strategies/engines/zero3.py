@@ -74,8 +74,16 @@ class Zero3Engine(Zero12Engine):
         self.apply_groups(plan)
         self.optimizer.state.clear()
         private.detach(engine)
-        private.collect()
-        private.build(engine, self.optimizer, memory)
+        unchanged = {old_cohorts[g.source].names for g in plan.groups if g.source is not None} & {
+            g.names for g in plan.groups
+        }
+        kept = [
+            private.Kept(tuple(self.parameters[name] for name in names), held.master.detach())
+            for names, held in old.items()
+            if not held.is_weights and old_cohorts[held.group].names in unchanged
+        ]
+        with private.sparing(kept):
+            private.build(engine, self.optimizer, memory)
         slices = {name: held for held in old.values() for name in held.names}
         for new in self._held():
             group = plan.groups[new.group]
