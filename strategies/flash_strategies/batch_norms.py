@@ -15,12 +15,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from flash_strategies.agreement import ControlGroup
 
 
-def hold_in_eval(task: nn.Module, names: Iterable[str]) -> None:
-    """Put the named batch norms of a frozen part in eval mode, and all others in the task's own mode."""
-    held = set(names)
-    for name, module in task.named_modules():
-        if isinstance(module, _BatchNorm):
-            module.train(task.training and name not in held)
+def hold_in_eval(task: nn.Module, names: Iterable[str], *, before: Iterable[str] = ()) -> frozenset[str]:
+    """Put the named batch norms of a frozen part in eval mode, and those that were held before back in the task's mode.
+
+    Returns:
+        The names that are held now, to be given as `before` the next time. All other batch norms are left as they are.
+    """
+    held = frozenset(names)
+    for name in frozenset(before) - held:
+        task.get_submodule(name).train(task.training)
+    for name in held:
+        task.get_submodule(name).eval()
+    return held
 
 
 def match_statistics_to_weights(task: nn.Module) -> None:

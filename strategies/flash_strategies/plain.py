@@ -76,6 +76,7 @@ class Finetuner:
         self._model: nn.Module = task
         self._transitions: Transitions | None = None
         self._steps = 0
+        self._held: frozenset[str] = frozenset()
 
     @property
     def transitions(self) -> Transitions:
@@ -159,9 +160,9 @@ class Finetuner:
             AgreementError, ProofError: the ranks differ.
         """
         resolved = phase_at(self.phases, epoch)
-        if set(resolved.selection.trainable) != set(self.transitions.trainable):
+        if not self.transitions.trains(resolved.selection.trainable):
             self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps)
-        hold_in_eval(self.task, resolved.selection.eval_batch_norms)
+        self._held = hold_in_eval(self.task, resolved.selection.eval_batch_norms, before=self._held)
         return self._model
 
     def move(self, phase: str, trainable: Sequence[str]) -> TransitionReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,10 @@ class Transitions:
         """Names of the parameters that train now."""
         return tuple(name for cohort in self.engine.cohorts for name in cohort.names)
 
+    def trains(self, names: Collection[str]) -> bool:
+        """Whether just these train now, but for what the user left out of the optimizer."""
+        return set(names) - self.engine.left_out == set(self.trainable)
+
     def start(self, phase: str) -> TransitionReport:
         """Agree on the first phase and prove that the ranks begin equal; call it once the engine is built.
 
@@ -114,7 +119,7 @@ class Transitions:
         self._remember_frozen(after)
         unfrozen = tuple(name for name in self.trainable if name not in set(before))
         refrozen = tuple(name for name in before if name not in set(self.trainable))
-        self._pending = _Watch(engine, phase, unfrozen, loss_scaled=self._loss_scaled)
+        self._pending = _Watch(engine, phase, unfrozen, after, loss_scaled=self._loss_scaled)
         return TransitionReport(
             phase,
             self.number,
@@ -212,16 +217,15 @@ class Transitions:
 class _Watch:
     """Watches newly unfrozen parameters through their first step."""
 
-    def __init__(self, engine: Engine, phase: str, names: Sequence[str], *, loss_scaled: bool) -> None:
+    def __init__(
+        self, engine: Engine, phase: str, names: Sequence[str], digests: Mapping[str, int], *, loss_scaled: bool
+    ) -> None:
         self.phase = phase
         self._engine = engine
         self._names = tuple(names)
         self._scaled = loss_scaled
-        self._before = engine.master_digests(self._names)
+        self._before = engine.master_digests(self._names) if engine.has_masters else digests
         self._largest: dict[str, torch.Tensor] = {}
-        self._weights = {
-            chunk.name: chunk.tensor.abs().max() for chunk in engine.weights(self._names) if chunk.tensor.numel()
-        }
         self._rates: dict[str, float] = {}
         self._hooks = [_hooked(engine.parameters[name], self._hook(name)) for name in self._names]
 
@@ -241,13 +245,13 @@ class _Watch:
         if not self._names:
             return []
         now = self._engine.master_digests(self._names)
-        moved = torch.tensor([int(now.get(n) != self._before.get(n)) for n in self._names])
+        still = {name for name in self._names if now.get(name) == self._before.get(name)}
+        moved = torch.tensor([int(name not in still) for name in self._names])
         sizes = torch.tensor(
             [float(self._largest[n]) if n in self._largest else 0.0 for n in self._names], dtype=torch.float64
         )
-        weights = torch.tensor(
-            [float(self._weights[n]) if n in self._weights else 0.0 for n in self._names], dtype=torch.float64
-        )
+        largest = self._largest_weights(still)
+        weights = torch.tensor([largest.get(name, 0.0) for name in self._names], dtype=torch.float64)
         finite = torch.isfinite(sizes)
         sizes = torch.where(finite, sizes, torch.zeros_like(sizes))
         facts = torch.stack([moved.double(), (~finite).double(), sizes, weights])
@@ -264,6 +268,13 @@ class _Watch:
         # far above what rounding can swallow: an update of at least 2**-16 of the largest weight
         stuck &= pushed & (rates * sizes.clamp(max=1.0) > weights * 2.0**-16)
         return [name for name, bad in zip(self._names, stuck.tolist(), strict=True) if bad]
+
+    def _largest_weights(self, names: Collection[str]) -> dict[str, float]:
+        return {
+            chunk.name: float(torch.linalg.vector_norm(chunk.tensor, math.inf))
+            for chunk in self._engine.weights(names)
+            if chunk.tensor.numel()
+        }
 
     def release(self) -> None:
         for hook in self._hooks:

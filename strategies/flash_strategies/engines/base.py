@@ -88,10 +88,18 @@ class Engine(ABC):
         self.parked: dict[int, Parked] = {}
         self._homes: dict[str, int] = {}
         for home, group in enumerate(optimizer.param_groups):
-            members = [names[id(parameter)] for parameter in group["params"] if id(parameter) in names]
+            foreign = [tuple(parameter.shape) for parameter in group["params"] if id(parameter) not in names]
+            if foreign:
+                raise TransitionError(
+                    f"the optimizer holds {len(foreign)} parameters that are not the task's (the first of shape "
+                    f"{foreign[0]}), which no engine would keep equal over the ranks: make them parameters of the task"
+                )
+            members = [names[id(parameter)] for parameter in group["params"]]
             self._homes.update(dict.fromkeys(members, home))
             trainable = tuple(name for name in members if self.parameters[name].requires_grad)
             self.cohorts.append(Cohort(trainable, home))
+        # parameters that require a gradient and that the user left out of the optimizer: not ours to train
+        self.left_out = frozenset(n for n, p in self.parameters.items() if p.requires_grad and n not in self._homes)
         before = len(self.cohorts)
         for index, cohort in enumerate(self.cohorts):
             optimizer.param_groups[index]["params"] = [self.parameters[name] for name in cohort.names]
@@ -118,7 +126,7 @@ class Engine(ABC):
         Raises:
             TransitionError: nothing would train, or a name is unknown.
         """
-        wanted = set(trainable)
+        wanted = set(trainable) - self.left_out
         if unknown := sorted(wanted - set(self.parameters)):
             raise TransitionError(f"phase {phase!r} names parameters the task does not have: {', '.join(unknown[:3])}")
         if not wanted:
@@ -184,7 +192,8 @@ class Engine(ABC):
         """Set `requires_grad` of every parameter as the plan says."""
         wanted = set(plan.names)
         for name, parameter in self.parameters.items():
-            parameter.requires_grad_(name in wanted)
+            if name not in self.left_out:
+                parameter.requires_grad_(name in wanted)
 
     def apply_groups(self, plan: PhasePlan) -> None:
         """Give the torch optimizer and the schedulers the plan's groups, with whole parameters in them."""
@@ -242,6 +251,11 @@ class Engine(ABC):
     @property
     def replicated(self) -> bool:
         """Whether every rank holds every parameter whole."""
+        return True
+
+    @property
+    def has_masters(self) -> bool:
+        """Whether there are masters beside the weights."""
         return True
 
     def digests(self, names: Collection[str]) -> dict[str, int]:

@@ -41,6 +41,7 @@ class FinetuningCallback(pl.Callback):
         self._transitions: Transitions | None = None
         self._steps_seen = 0
         self._statistics_differ = False
+        self._held: frozenset[str] = frozenset()
 
     # ---- what subclasses say
 
@@ -93,12 +94,12 @@ class FinetuningCallback(pl.Callback):
         """Make the transition to what this epoch trains, if it is another than now."""
         epoch = trainer.current_epoch
         phase, names, rates = self.wanted(pl_module, epoch)
-        if set(names) != set(self.transitions.trainable):
+        if not self.transitions.trains(names):
             report = self.transitions.move(phase, names, step=trainer.global_step, lr=rates)
             if isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
                 trainer.strategy.adopt_new_wrapper()
             self._tell(trainer, report)
-        hold_in_eval(pl_module, self.held_batch_norms(pl_module, epoch))
+        self._held = hold_in_eval(pl_module, self.held_batch_norms(pl_module, epoch), before=self._held)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

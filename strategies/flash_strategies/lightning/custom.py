@@ -39,7 +39,7 @@ class FlashBaseFinetuning(FinetuningCallback):
         self._task: pl.LightningModule | None = None
         self._optimizer: Optimizer | None = None
         self._trainable: set[str] = set()
-        self._held: set[str] = set()
+        self._asleep: set[str] = set()
         self._rates: dict[str, float] = {}
 
     # ---- to override
@@ -81,7 +81,7 @@ class FlashBaseFinetuning(FinetuningCallback):
             names = self._names(module)
             self._trainable.difference_update(names)
             if norm:
-                self._held.add(self._module_name(module))
+                self._asleep.add(self._module_name(module))
 
     def make_trainable(self, modules: Modules, train_bn: bool = True) -> set[str]:
         """Unfreeze modules; without `train_bn`, all but their batch norms. Gives the names newly unfrozen."""
@@ -92,7 +92,7 @@ class FlashBaseFinetuning(FinetuningCallback):
                 continue
             fresh |= self._names(module) - self._trainable
             if norm:
-                self._held.discard(self._module_name(module))
+                self._asleep.discard(self._module_name(module))
         self._trainable |= fresh
         return fresh
 
@@ -118,7 +118,7 @@ class FlashBaseFinetuning(FinetuningCallback):
         """Freeze before the optimizer is built."""
         self._task = task
         self._trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
-        self._held, self._rates = set(), {}
+        self._asleep, self._rates = set(), {}
         self.freeze_before_training(task)
         for name, parameter in task.named_parameters():
             parameter.requires_grad_(name in self._trainable)
@@ -137,7 +137,7 @@ class FlashBaseFinetuning(FinetuningCallback):
 
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
         """Those frozen without `train_bn`."""
-        return frozenset(self._held)
+        return frozenset(self._asleep)
 
     def _names(self, module: nn.Module) -> set[str]:
         own = {id(parameter) for parameter in module.parameters(recurse=False)}
