@@ -12,7 +12,7 @@ PACKAGES = {"flash_launch": ROOT / "launcher/flash_launch", "flash_strategies": 
 HEAVY = {"torch", "torchvision", "deepspeed", "pytorch_lightning", "accelerate", "torchmetrics", "wandb", "sklearn"}
 LIGHT_LAUNCHER = (
     *("cli", "__main__", "config", "options", "option_parser", "machine", "preparation", "run_folder", "setups"),
-    *("setup_keys", "verdict", "rank_guard", "errors", "executors"),
+    *("contradictions", "setup_keys", "verdict", "rank_guard", "errors", "executors"),
 )
 LIGHT_STRATEGIES = ("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -11,17 +12,17 @@ from torch import nn
 from flash_launch.config import RunConfig
 from flash_launch.data import RunData, build_data, check_data
 from flash_launch.errors import DataError, SetupError, TaskError
+from flash_launch.finetuning import build_finetuning, phases_on
 from flash_launch.lr_schedules import build_schedule, build_scheduler
 from flash_launch.optimizers import build_optimizer
+from flash_launch.options import OptimizerOptions, option_name
 from flash_launch.setup_keys import Json
 from flash_launch.setups import ModelNumbers, RunNumbers, Setup, check_machine, check_setup, load_setup, resolve_setup
 from flash_launch.tasks.backbones import suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, check_images
 from flash_launch.tasks.own import build_own, load_class
-from flash_strategies.phases import ResolvedPhase, resolve_phases
-from flash_strategies.registry import StrategySpec
-
-_BYTES = {"32": 4, "bf16": 2, "fp16": 2}
+from flash_strategies.lightning import FinetuningCallback
+from flash_strategies.phases import ResolvedPhase
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,18 @@ class Assembly:
     """What is trained."""
     data: RunData
     """What it is trained on."""
-    strategy: StrategySpec
+    finetuning: FinetuningCallback
     """What trains when."""
     phases: tuple[ResolvedPhase, ...]
-    """The strategy's phases on this task."""
+    """The strategy's phases on this task; empty for a callback of the user's own, which decides epoch by epoch."""
     setup: Setup
     """How the ranks hold the model."""
     engine_config: Json
     """The resolved setup: what DistributedDataParallel or DeepSpeed is given."""
     world_size: int
     """Number of ranks."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before the start, a sentence each."""
 
 
 def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: bool, read_data: bool) -> Assembly:
@@ -78,14 +81,15 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     data = _data(config, task)
     if task is None:
         task = _image_classifier(config, data)
-    spec = config.strategy_spec()
-    phases = resolve_phases(task, spec.strategy, max_epochs=config.max_epochs, train_bn=config.train_bn)
-    _check_phases(setup, phases)
+    finetuning = build_finetuning(config)
+    phases = phases_on(task, config, finetuning)
+    _check_phases(config, setup, phases)
+    notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task)]
     if read_data:
         check_data(data, world_size)
     _give_optimizer(task, config, offload=setup.offload, cuda=cuda)
     engine_config = resolve_setup(setup, numbers, model_numbers(task, phases))
-    return Assembly(config, task, data, spec, phases, setup, engine_config, world_size)
+    return Assembly(config, task, data, finetuning, phases, setup, engine_config, world_size, (*notes, *data.notes))
 
 
 def _own_task(config: RunConfig) -> pl.LightningModule:
@@ -129,14 +133,27 @@ def _image_classifier(config: RunConfig, data: RunData) -> ImageClassifier:
     return task
 
 
-def _check_phases(setup: Setup, phases: tuple[ResolvedPhase, ...]) -> None:
+def _unused(config: RunConfig, task: pl.LightningModule) -> list[str]:
+    """Options that were given and that the task's own optimizer leaves unused."""
+    if type(task).configure_optimizers is pl.LightningModule.configure_optimizers:
+        return []
+    names = [field.name for field in dataclasses.fields(OptimizerOptions)]
+    given = [option_name(name) for name in names if getattr(config, name) != config.default(name)]
+    if not given:
+        return []
+    verb = "is" if len(given) == 1 else "are"
+    return [f"{type(task).__name__} configures its own optimizer: {', '.join(given)} {verb} not used"]
+
+
+def _check_phases(config: RunConfig, setup: Setup, phases: tuple[ResolvedPhase, ...]) -> None:
     zero = setup.template.get("zero_optimization")
     offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
     on_disk = isinstance(offload, dict) and offload.get("device") == "nvme"
-    if on_disk and len(phases) > 1:
+    if on_disk and len(phases) != 1:
+        count = f"has {len(phases)} phases" if phases else "may make transitions in any epoch"
         raise SetupError(
-            f"setup {setup.name} keeps optimizer state on disk, where a transition cannot take it out yet, and the "
-            f"strategy has {len(phases)} phases: give --setup zero3_offload, or a strategy of one phase "
+            f"setup {setup.name} keeps optimizer state on disk, where a transition cannot take it out yet, and "
+            f"--strategy {config.strategy} {count}: give --setup zero3_offload, or a strategy of one phase "
             "(no_freeze_deepspeed, freeze_deepspeed)"
         )
 
@@ -168,60 +185,15 @@ def _give_optimizer(task: pl.LightningModule, config: RunConfig, *, offload: boo
 def model_numbers(task: nn.Module, phases: tuple[ResolvedPhase, ...]) -> ModelNumbers:
     """Sizes of a task that a setup is filled in from; counts are of elements."""
     sizes = {name: parameter.numel() for name, parameter in task.named_parameters()}
-    most = max(sum(sizes[name] for name in phase.selection.trainable) for phase in phases)
+    # a callback may unfreeze everything
+    most = max(
+        (sum(sizes[name] for name in phase.selection.trainable) for phase in phases), default=sum(sizes.values())
+    )
     widths = [min(parameter.shape[:2]) for parameter in task.parameters() if parameter.dim() >= 2]
     layers = [sum(p.numel() for p in module.parameters(recurse=False)) for module in task.modules()]
     return ModelNumbers(
         trainable=most, total=sum(sizes.values()), hidden_size=max(widths, default=1), largest_layer=max(layers)
     )
-
-
-def plan_json(assembly: Assembly) -> dict[str, object]:
-    """The phases as plan.json has them: names, counts, and an estimate of bytes per rank."""
-    sizes = {name: parameter.numel() for name, parameter in assembly.task.named_parameters()}
-    phases: list[dict[str, object]] = []
-    for resolved in assembly.phases:
-        trainable = sum(sizes[name] for name in resolved.selection.trainable)
-        total = sum(sizes.values())
-        phases.append(
-            {
-                "name": resolved.phase.name,
-                "first_epoch": resolved.phase.first_epoch,
-                "trainable": trainable,
-                "frozen": total - trainable,
-                "layers": list(resolved.selection.layers),
-                "estimated_bytes_per_rank": estimated_bytes(assembly, trainable, total),
-                "trainable_names": list(resolved.selection.trainable),
-            }
-        )
-    return {
-        "strategy": assembly.strategy.name,
-        "setup": assembly.setup.name,
-        "world_size": assembly.world_size,
-        "task": type(assembly.task).__name__,
-        "data": assembly.data.description,
-        "phases": phases,
-    }
-
-
-def estimated_bytes(assembly: Assembly, trainable: int, total: int) -> dict[str, int]:
-    """Bytes per rank of weights, gradients, masters and moments, before activations and buffers.
-
-    ZeRO (Rajbhandari et al., https://arxiv.org/abs/1910.02054, section 5), with only what trains counted as trained.
-    """
-    ranks, stage = assembly.world_size, assembly.setup.stage
-    mixed = assembly.config.precision != "32" and assembly.setup.engine == "deepspeed"
-    element = _BYTES[assembly.config.precision] if mixed else 4
-    moments = 2 if assembly.config.optimizer == "adamw" else 1
-    shared = trainable / ranks if stage else trainable
-    # at stages 1 and 2 masters are kept apart from the weights in fp32 too
-    masters = 4 * shared if mixed or stage in (1, 2) else 0
-    return {
-        "weights": int(element * (total / ranks if stage == 3 else total)),
-        "gradients": int(element * (trainable / ranks if stage >= 2 else trainable)),
-        "masters": int(masters),
-        "moments": int(4 * moments * shared),
-    }
 
 
 def uses_cuda(config: RunConfig) -> bool:

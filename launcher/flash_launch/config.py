@@ -91,9 +91,14 @@ class RunConfig(
         self._check_strategy_options()
 
     @property
+    def own_strategy(self) -> bool:
+        """Whether the strategy is one of the user's own, module:Class; it has no `_deepspeed` name."""
+        return ":" in self.strategy
+
+    @property
     def deepspeed(self) -> bool:
         """Whether the strategy's `_deepspeed` name was asked for."""
-        return self.strategy.endswith(_DEEPSPEED_SUFFIX)
+        return self.strategy.endswith(_DEEPSPEED_SUFFIX) and not self.own_strategy
 
     @property
     def setup_name(self) -> str:
@@ -101,11 +106,12 @@ class RunConfig(
         return self.setup or ("zero2" if self.deepspeed else "ddp")
 
     def strategy_spec(self) -> "StrategySpec":
-        """The strategy with its options, as `flash_strategies` takes it.
+        """The strategy with its options, as `flash_strategies` takes it; not for one of the user's own.
 
         Raises:
             StrategyNameError, StrategyTypeError, StrategyValueError: see flash_strategies.registry.
         """
+        assert not self.own_strategy, self.strategy
         from flash_strategies.freeze_unfreeze import FreezeUnfreeze
         from flash_strategies.registry import StrategySpec, parse_strategy
         from flash_strategies.unfreeze_milestones import UnfreezeMilestones
@@ -118,7 +124,10 @@ class RunConfig(
                 milestones = UnfreezeMilestones(self.milestones, self.num_layers, self.layer_count)
                 return StrategySpec(self.strategy, milestones, self.deepspeed)
             case _:
-                return parse_strategy(self.strategy)
+                # the metadata of one that another package registered; Flash's take none
+                return parse_strategy(
+                    (self.strategy, dict(self.strategy_args)) if self.strategy_args else self.strategy
+                )
 
     def check(self) -> None:
         """Check what needs the strategies and the setups: names, epochs and contradictions. Does not import torch.
@@ -126,23 +135,9 @@ class RunConfig(
         Raises:
             FlashLaunchError: StrategyNameError, StrategyValueError, SetupError or ConfigError.
         """
-        from flash_launch.setups import load_setup
-        from flash_strategies.schedule import validated_phases
+        from flash_launch.contradictions import check_options
 
-        validated_phases(self.strategy_spec().strategy, self.max_epochs)
-        engine = load_setup(self.setup_name).engine
-        if engine == "deepspeed" and not self.deepspeed:
-            twin = self.strategy + _DEEPSPEED_SUFFIX
-            raise ConfigError(
-                f"--strategy {self.strategy} runs on ddp, but --setup {self.setup} is a DeepSpeed setup: "
-                f"give --strategy {twin}, or leave --setup out"
-            )
-        if engine != "deepspeed" and self.deepspeed:
-            plain = self.strategy.removesuffix(_DEEPSPEED_SUFFIX)
-            raise ConfigError(
-                f"--strategy {self.strategy} runs on a ZeRO setup, but --setup {self.setup} is not one: "
-                f"give --strategy {plain}, or --setup zero2"
-            )
+        check_options(self)
 
     def replace(self, **changes: object) -> "RunConfig":
         """A copy with other values in some fields."""
@@ -175,11 +170,14 @@ class RunConfig(
         """From values whose names and types were checked by option_parser."""
         return cls(**values)  # type: ignore[arg-type]
 
+    def default(self, name: str) -> object:
+        """What an option has where it is not given; for options with a plain default."""
+        return next(field.default for field in dataclasses.fields(self) if field.name == name)
+
     def _check_strategy_options(self) -> None:
         base = self.strategy.removesuffix(_DEEPSPEED_SUFFIX)
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, owner in _STRATEGY_OF.items():
-            if getattr(self, name) != defaults[name] and base != owner:
+            if getattr(self, name) != self.default(name) and base != owner:
                 suffix = _DEEPSPEED_SUFFIX if self.deepspeed else ""
                 raise ConfigError(
                     f"{option_name(name)} belongs to --strategy {owner}, but the strategy is {self.strategy}: "

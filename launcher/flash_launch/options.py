@@ -41,8 +41,13 @@ class StrategyOptions:
     """strategy and setup: what trains when, and how the ranks hold the model"""
 
     strategy: str = "no_freeze"
-    """Finetuning strategy: no_freeze, freeze, freeze_unfreeze, unfreeze_milestones, or a registered one.
-    A plain name runs on the setup ddp, a name that ends with _deepspeed on zero2 unless --setup names another."""
+    """Finetuning strategy: no_freeze, freeze, freeze_unfreeze, unfreeze_milestones, a registered one, or
+    module:Class for one of your own (a strategy, or a finetuning callback), found from the current folder.
+    A plain name runs on the setup ddp, a name that ends with _deepspeed on zero2 unless --setup names another;
+    module:Class on ddp or what --setup names."""
+
+    strategy_args: dict[str, object] = field(default_factory=dict)
+    """Arguments for a registered strategy or one of your own; best given in the YAML file."""
 
     unfreeze_epoch: int | None = field(default=None, metadata={"metavar": "EPOCH"})
     """freeze_unfreeze: the backbone trains from the start of this epoch on, counted from 0.

@@ -1,7 +1,7 @@
 """The preflight: build everything once, on the CPU and without ranks, so that a user's mistake costs no start.
 
-`python -m flash_launch.preflight` reads a RunConfig as YAML on standard input. Exit 2 with one message on standard
-error for what the user can mend; else the last line of standard output is a JSON object: plan, messages, world_size.
+`python -m flash_launch.preflight` reads a RunConfig as YAML on standard input. The last line of standard output is a
+JSON object: plan, messages and world_size; or, with exit code 2, error: one message about what the user can mend.
 """
 
 from __future__ import annotations
@@ -18,24 +18,32 @@ def main() -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
-    from flash_launch.config import RunConfig
     from flash_launch.errors import FlashLaunchError
 
     try:
-        config = RunConfig.from_yaml(sys.stdin.read())
-        from flash_launch.assembly import assemble, plan_json, uses_cuda
-
-        procs = config.procs_per_node or 1
-        world_size = config.nodes * procs
-        assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config), read_data=True)
+        result = examine(sys.stdin.read())
     except FlashLaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    messages = [*getattr(assembly.task, "notes", []), *assembly.data.notes]
-    result = {"plan": plan_json(assembly), "messages": messages, "world_size": world_size}
+        result = {"error": str(error)}
     with os.fdopen(answer, "w", encoding="utf-8") as out:
         out.write(json.dumps(result) + "\n")
-    return 0
+    return 2 if "error" in result else 0
+
+
+def examine(text: str) -> dict[str, object]:
+    """What a RunConfig as YAML comes to: plan, messages and world_size.
+
+    Raises:
+        FlashLaunchError: anything that the user can mend.
+    """
+    from flash_launch.assembly import assemble, uses_cuda
+    from flash_launch.config import RunConfig
+    from flash_launch.run_plan import plan_json
+
+    config = RunConfig.from_yaml(text)
+    procs = config.procs_per_node or 1
+    world_size = config.nodes * procs
+    assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config), read_data=True)
+    return {"plan": plan_json(assembly), "messages": list(assembly.notes), "world_size": world_size}
 
 
 if __name__ == "__main__":

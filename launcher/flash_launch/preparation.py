@@ -46,6 +46,9 @@ class Preparation:
             if isinstance(parts := phase.get("estimated_bytes_per_rank"), dict):
                 line += f", about {sum(parts.values()) / 2**20:,.1f} MiB per rank before activations"
             yield line
+        if self.plan.get("phases_known") is False:
+            strategy = self.plan.get("strategy")
+            yield f"what follows is not known beforehand: {strategy} decides at the start of each epoch"
 
 
 def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparation:
@@ -65,18 +68,18 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparat
         env={**environment, rank_guard.PARENT: str(os.getpid())},
         start_new_session=True,  # a Ctrl-C is for the launcher, which kills this one
     )
-    if done.returncode == 2:
-        raise PreflightRefused(done.stderr.strip().removeprefix("error: "))
     try:
-        if done.returncode != 0:
+        if done.returncode not in (0, 2):
             raise ValueError(f"it ended with code {done.returncode}")
         answer: object = json.loads(done.stdout.rstrip().rpartition("\n")[2])
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or (done.returncode == 2) != ("error" in answer):
             raise ValueError("it gave no JSON object")
     except ValueError as error:
         raise LaunchError(
             f"the preflight broke, {error}; nothing was started. It wrote:\n{(done.stderr or done.stdout).strip()}"
         ) from error
+    if "error" in answer:
+        raise PreflightRefused(str(answer["error"]))
     plan = answer.get("plan", {})
     phases = tuple(phase for phase in plan.get("phases", ()) if isinstance(phase, dict))
     return Preparation(plan, tuple(answer.get("messages", ())), int(answer.get("world_size", 1)), phases)

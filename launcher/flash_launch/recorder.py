@@ -34,8 +34,10 @@ class PhaseRecord:
     """Trainable elements."""
     frozen: int
     """Frozen elements."""
+    steps: int = 0
+    """Optimizer steps."""
     step_times: list[float] = field(default_factory=list)
-    """Seconds of each optimizer step."""
+    """Seconds of each optimizer step, but for the one whose traffic is counted."""
     peak_bytes: int = 0
     """Most memory in use, see memory.py."""
     bytes_sent_per_step: int | None = None
@@ -51,7 +53,7 @@ class PhaseRecord:
             "first_epoch": self.first_epoch,
             "trainable": self.trainable,
             "frozen": self.frozen,
-            "steps": len(self.step_times),
+            "steps": self.steps,
             "step_seconds": round(median(times), 6) if times else None,
             "peak_bytes": self.peak_bytes,
             "bytes_sent_per_step": self.bytes_sent_per_step,
@@ -162,6 +164,7 @@ class Recorder(pl.Callback):
         examples = self._batches * self._batch_size * trainer.world_size
         self._batches = 0
         self._steps_in_phase += 1
+        record.steps += 1
         if counted is None:
             record.step_times.append(seconds)
         if self._steps_in_phase == 1 and self._report is not None:

@@ -24,11 +24,7 @@ from flash_launch.final_weights import save_weights
 from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_strategies.digest import combined_digest
-from flash_strategies.lightning import (
-    FinetuningDDPStrategy,
-    FinetuningDeepSpeedStrategy,
-    ScheduledFinetuning,
-)
+from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -61,7 +57,7 @@ def main() -> None:
 def train(assembly: Assembly, folder: RunFolder) -> None:
     """Train, and leave the summary and the weights in the run folder."""
     config = assembly.config
-    finetuning = ScheduledFinetuning(assembly.strategy, train_bn=config.train_bn, timeout=config.timeout)
+    finetuning = assembly.finetuning
     recorder = Recorder(folder, finetuning, batch_size=config.batch_size)
     recorder.phase_layers({phase.phase.name: len(phase.selection.layers) for phase in assembly.phases})
     trainer = pl.Trainer(
@@ -89,7 +85,7 @@ def train(assembly: Assembly, folder: RunFolder) -> None:
 
 
 def _finish(
-    assembly: Assembly, trainer: pl.Trainer, finetuning: ScheduledFinetuning, recorder: Recorder, folder: RunFolder
+    assembly: Assembly, trainer: pl.Trainer, finetuning: FinetuningCallback, recorder: Recorder, folder: RunFolder
 ) -> None:
     transitions = finetuning.transitions
     control = transitions.control

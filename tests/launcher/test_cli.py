@@ -20,7 +20,7 @@ PREFLIGHT = """
 import json, sys, yaml
 config = yaml.safe_load(sys.stdin.read())
 if config["data"] == "nowhere":
-    print("error: --data nowhere does not exist: give a folder", file=sys.stderr)
+    print(json.dumps({"error": "--data nowhere does not exist: give a folder"}))
     raise SystemExit(2)
 if config["data"] == "broken":
     raise RuntimeError("a bug of ours")
@@ -130,7 +130,7 @@ def test_a_broken_preflight_is_told_and_starts_nothing(here: Path, capfd: pytest
 def test_plan_prints_the_phases_and_writes_nothing(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--strategy", "freeze", "--nodes", "2"]) == 0
     assert capfd.readouterr().out.splitlines() == [
-        "freeze on ddp, 2 ranks, 4 epochs",
+        "freeze on ddp, 2 ranks, 8 epochs",
         "epoch 0: frozen  trains 1,397 of 51,077 parameters, 1 layer of the backbone",
         "the head is new",
     ]

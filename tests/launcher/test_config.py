@@ -152,8 +152,16 @@ def test_the_strategys_name_chooses_the_setup(argv: str, setup: str) -> None:
         ("--strategy freeze_deepspeed --setup ddp", ConfigError, "give --strategy freeze, or --setup zero2"),
         ("--setup zero9", SetupError, "zero9"),
         ("--strategy freze", FlashLaunchError, "did you mean 'freeze'"),
-        ("--strategy freeze_unfreeze --unfreeze-epoch 9", FlashLaunchError, "epoch 9 never begins"),
-        ("--strategy freeze_unfreeze --max-epochs 1", FlashLaunchError, "2 epochs or more"),
+        (
+            "--strategy freeze_unfreeze --unfreeze-epoch 9",
+            FlashLaunchError,
+            "--max-epochs 8 ends with epoch 7: give --max-epochs 10 or more",
+        ),
+        (
+            "--strategy freeze_unfreeze --max-epochs 1",
+            FlashLaunchError,
+            "give --max-epochs 2 or more, or --unfreeze-epoch 0",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_the_fix(argv: str, kind: type[Exception], message: str) -> None:

@@ -1,5 +1,6 @@
 """Classes of the user's own, named as module:Class and found from the folder the command is run in."""
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
@@ -8,13 +9,13 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import TypeVar
 
-from flash_launch.errors import TaskError
+from flash_launch.errors import FlashLaunchError, TaskError
 
-__all__ = ["build_own", "load_class"]
+__all__ = ["build_own", "load_class", "load_named", "users_code"]
 
 T = TypeVar("T")
 
@@ -30,22 +31,54 @@ def load_class(spec: str, kind: type[T]) -> type[T]:
         TaskError: no colon, no such module, an error while it is imported (told with its line), no such class, or a
             class of another kind.
     """
-    module_name, colon, class_name = spec.partition(":")
-    if not colon or not module_name or not class_name:
-        raise TaskError(f"{spec!r} does not name a class: write module:Class, for example my_task:MyTask")
-    module = _import(spec, module_name)
-    found: object = getattr(module, class_name, None)
-    if found is None:
-        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, kind)]
-        near = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.0)
-        hint = f", the nearest is {module_name}:{near[0]}" if near else f": it has no {kind.__name__}"
-        raise TaskError(f"{_file(module)} has no class {class_name!r}{hint}")
+    found, module = load_named(
+        spec, lambda value: inspect.isclass(value) and issubclass(value, kind) and value is not kind, kind.__name__
+    )
     if not inspect.isclass(found) or not issubclass(found, kind):
         hint = ""
         if inspect.isclass(found) and any(base.__name__ == kind.__name__ for base in found.__mro__):
             hint = ": it comes from the package lightning, import pytorch_lightning instead"
         raise TaskError(f"{spec} in {_file(module)} is not a {kind.__name__}{hint}")
     return found
+
+
+def load_named(spec: str, fits: Callable[[object], bool], wanted: str) -> tuple[object, ModuleType]:
+    """What "module:Name" names, whatever it is, and its module; the current folder is first on the path.
+
+    Args:
+        spec: for example "my_task:MyTask".
+        fits: whether something else in the module may have been meant, for the answer where there is no such name.
+        wanted: what that is in words.
+
+    Raises:
+        TaskError: no colon, no such module, an error while it is imported (told with its line), or no such name.
+    """
+    module_name, colon, name = spec.partition(":")
+    if not colon or not module_name or not name:
+        raise TaskError(f"{spec!r} does not name a class: write module:Class, for example my_task:MyTask")
+    module = _import(spec, module_name)
+    found: object = getattr(module, name, None)
+    if found is None:
+        possible = [key for key, value in vars(module).items() if fits(value)]
+        near = difflib.get_close_matches(name, possible, n=1, cutoff=0.0)
+        hint = f", the nearest is {module_name}:{near[0]}" if near else f": it has no {wanted}"
+        raise TaskError(f"{_file(module)} has no class {name!r}{hint}")
+    return found, module
+
+
+@contextlib.contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """Around a call of the user's code: what goes wrong in it is the user's to mend, and told with its line.
+
+    Raises:
+        TaskError: an error from inside; `what` begins the message.
+    """
+    try:
+        yield
+    except FlashLaunchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"{what}: {_told(error)}") from error
 
 
 def build_own(own: type[T], args: Mapping[str, object]) -> T:
@@ -71,10 +104,8 @@ def build_own(own: type[T], args: Mapping[str, object]) -> T:
         raise TaskError(
             f"{own.__name__} needs the argument {', '.join(map(repr, missing))}: give it in the YAML file, or a default"
         )
-    try:
+    with users_code(f"{own.__name__} cannot be built"):
         return own(**args)
-    except Exception as error:
-        raise TaskError(f"{own.__name__} cannot be built: {_told(error)}") from error
 
 
 def _import(spec: str, module_name: str) -> ModuleType:
@@ -106,7 +137,7 @@ def _told(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+        if frame.filename not in (__file__, contextlib.__file__) and not frame.filename.startswith("<frozen")
     ]
     installed = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
     own = [frame for frame in frames if not frame.filename.startswith(installed)]
