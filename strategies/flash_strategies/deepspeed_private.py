@@ -55,6 +55,9 @@ class ZeroWrapper(Protocol):
     def destroy(self) -> None:
         """Remove hooks and links."""
 
+    def step(self, closure: object = None) -> None:
+        """One optimizer step."""
+
     def register_grad_acc_post_hook(self, hook: object) -> None:
         """What the engine does when all gradients are there."""
 
@@ -146,6 +149,7 @@ def build(engine: DeepSpeedEngine, optimizer: Optimizer, memory: dict[str, objec
     engine.optimizer = wrapper
     if engine._support_torch_style_backward:
         wrapper.register_grad_acc_post_hook(engine._backward_post_hook)
+    forget_gradients(wrapper)
     return wrapper
 
 
@@ -220,6 +224,10 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
             return cast(torch.Tensor, flatten_all(wrapper, tensors, alignment, use_cpu_data, param_padding))
         return _flattened(tensors, alignment)
 
+    def construct(wrapper: ZeroWrapper, *args: object, **kwargs: object) -> None:
+        with mode:
+            construct_shared(wrapper, *args, **kwargs)
+
     def partitions(wrapper: ZeroWrapper, flat: torch.Tensor, group_index: int) -> list[torch.Tensor]:
         parts = cast(list[torch.Tensor], cut(wrapper, flat, group_index))
         mode.watch(parts[dist.get_rank(wrapper.dp_process_group)])
@@ -232,39 +240,55 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
             mode.keep(partition_of(group.parameters[0]).data.data_ptr(), group.master)
         return buffer
 
+    def make_masters(wrapper: ZeroWrapper) -> None:
+        with mode:
+            make_partitioned(wrapper)
+
+    def hook(wrapper: ZeroWrapper) -> None:
+        # DeepSpeed gathers each parameter to find its gradient accumulator, which torch >= 2.1 has no use for
+        methods = [
+            (p, name, vars(p)[name]) for g in wrapper.fp16_groups for p in g for name in ("all_gather", "partition")
+        ]
+        for parameter, name, _ in methods:
+            setattr(parameter, name, lambda *args, **kwargs: None)
+        try:
+            hook_partitioned(wrapper)
+        finally:
+            for parameter, name, method in methods:
+                setattr(parameter, name, method)
+
     def initialize(wrapper: ZeroWrapper) -> None:
         offloaded = getattr(wrapper, "offload_optimizer", False) or getattr(wrapper, "cpu_offload", False)
         if offloaded or isinstance(wrapper.optimizer, torch.optim.Adagrad):
             (initialize_partitioned if isinstance(wrapper, partitioned) else initialize_shared)(wrapper)
 
-    flatten_all, cut, gather = (
-        shared.flatten_dense_tensors_aligned,
-        shared.get_data_parallel_partitions,
-        stage3.defragment,
-    )
-    initialize_shared, initialize_partitioned = (
-        shared.initialize_optimizer_states,
-        partitioned.initialize_optimizer_states,
-    )
+    construct_shared, flatten_all = shared.__init__, shared.flatten_dense_tensors_aligned
+    cut, initialize_shared = shared.get_data_parallel_partitions, shared.initialize_optimizer_states
+    gather, make_partitioned = stage3.defragment, partitioned._create_fp32_partitions
+    hook_partitioned = partitioned.create_reduce_and_remove_grad_hooks
+    initialize_partitioned = partitioned.initialize_optimizer_states
     with ExitStack() as undo:
         for owner, name, value in (
+            (shared, "__init__", construct),
             (shared, "flatten_dense_tensors_aligned", flatten),
             (shared, "get_data_parallel_partitions", partitions),
             (shared, "initialize_optimizer_states", initialize),
             (partitioned, "initialize_optimizer_states", initialize),
+            (partitioned, "_create_fp32_partitions", make_masters),
+            (partitioned, "create_reduce_and_remove_grad_hooks", hook),
             (stage3, "defragment", defragment),
             (zero_utils, "gc", SimpleNamespace(collect=lambda: 0)),
         ):
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        with mode:
-            yield
+        yield
 
 
 class _MakeOnce(TorchFunctionMode):
     """Gives masters that are there already, and makes the others without a copy in between.
 
-    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`.
+    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`. It must
+    not last longer than the code that does so: stage 3 also gathers partitions while it is built, by `.to(device)`.
     """
 
     def __init__(self) -> None:
@@ -347,6 +371,32 @@ def take_down_partitioned(engine: DeepSpeedEngine) -> None:
 def partition_of(parameter: nn.Parameter) -> PartitionedTensor:
     """This rank's partition of a stage 3 parameter."""
     return cast(PartitionedTensor, vars(parameter)["ds_tensor"])
+
+
+def forget_gradients(wrapper: ZeroWrapper) -> None:
+    """Let the wrapper forget all gradients after each step, and not only those that come again.
+
+    Stage 3, and offload at stages 1 and 2, overwrite a parameter's gradient when a new one comes. A parameter that gets
+    none, because the forward pass went another way, would be stepped with that of an earlier step, or have it added to
+    what comes later in an accumulation.
+    """
+    step = wrapper.step
+
+    def forgetting(closure: object = None) -> None:
+        step(closure)
+        for gradients in _lasting_gradients(wrapper):
+            gradients.zero_()
+
+    vars(wrapper)["step"] = forgetting
+
+
+def _lasting_gradients(wrapper: ZeroWrapper) -> Iterator[torch.Tensor]:
+    held = vars(wrapper)
+    if "grad_partitions_flat_buffer" in held:
+        yield wrapper.grad_partitions_flat_buffer
+    yield from held.get("accumulated_grads_in_cpu", {}).values()
+    masters = held.get("fp32_partitioned_groups_flat") or held.get("single_partition_of_fp32_groups", [])
+    yield from (flat.grad for flat in masters if flat.grad is not None)
 
 
 def gathered(parameter: nn.Parameter) -> AbstractContextManager[object]:

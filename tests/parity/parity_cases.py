@@ -85,15 +85,17 @@ def _cases() -> list[Case]:
         for strategy in ("unfreeze_milestones", "guide", "refreeze"):
             cases.append(Case(setup, strategy, "tied", world_size=4))
             cases.append(Case(setup, strategy, "conv", world_size=1 if strategy == "guide" else 4))
+        cases += [
+            Case(setup, "refreeze", "tied", clip=0.05),
+            Case(setup, "refreeze", "tied", accumulate=2),
+            Case(setup, "refreeze", "tied", optimizer="sgd"),
+            Case(setup, "refreeze", "tied", schedule="lambda"),
+            Case(setup, "refreeze", "tied", groups=True),
+        ]
         for strategy in ("unfreeze_milestones", "refreeze"):
-            cases += [
-                Case(setup, strategy, "tied", clip=0.05),
-                Case(setup, strategy, "tied", accumulate=2),
-                Case(setup, strategy, "tied", optimizer="sgd"),
-                Case(setup, strategy, "tied", schedule="lambda"),
-                Case(setup, strategy, "tied", groups=True),
-                Case(setup, strategy, "conv", train_bn=False, clip=0.05, accumulate=2, schedule="lambda", groups=True),
-            ]
+            cases.append(
+                Case(setup, strategy, "conv", train_bn=False, clip=0.05, accumulate=2, schedule="lambda", groups=True)
+            )
             if setup != "ddp":
                 cases.append(Case(setup, strategy, "conv", bf16=True))
     return cases

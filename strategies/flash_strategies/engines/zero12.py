@@ -69,6 +69,7 @@ class Zero12Engine(Engine):
     def attach(self, engine: private.DeepSpeedEngine) -> None:
         """Take the engine that `deepspeed.initialize` made of the task and the optimizer."""
         self._engine = engine
+        private.forget_gradients(engine.optimizer)
 
     @property
     def engine(self) -> private.DeepSpeedEngine:
