@@ -287,8 +287,8 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
 class _MakeOnce(TorchFunctionMode):
     """Gives masters that are there already, and makes the others without a copy in between.
 
-    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`. It must
-    not last longer than the code that does so: stage 3 also gathers partitions while it is built, by `.to(device)`.
+    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`. It
+    must not last longer than the code that does so: stage 3 also gathers while it is built, by `.to(device)`.
     """
 
     def __init__(self) -> None:

@@ -106,7 +106,8 @@ class Finetuner:
             options["init_sync"] = False  # from the second time on: the ranks are proved equal
 
         many = dist.is_available() and dist.is_initialized()
-        engine = DDPEngine(self.task, optimizer, schedulers, rewrap=wrap if many else None)
+        rewrap = wrap if many else None
+        engine = DDPEngine(self.task, optimizer, schedulers, rewrap=rewrap, wrapped=lambda: self._model)
         if many:
             wrap()
         return self._begin(engine)

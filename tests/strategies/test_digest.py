@@ -1,5 +1,6 @@
 """Digests: equal to arithmetic on plain integers, additive over any cut, and changed by any one bit."""
 
+import itertools
 import random
 
 import pytest
@@ -38,13 +39,13 @@ def test_equals_the_definition(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("count", [70_001, 3_000_001])
+@pytest.mark.parametrize("count", [70_001, 1_200_001])
 def test_digests_of_slices_add_up(dtype: torch.dtype, count: int) -> None:
     whole = values(dtype, count)
     chance = random.Random(5)
     for _ in range(5):
         cuts = [0, *sorted(chance.sample(range(count), 4)), count]
-        parts = [slice_digest(whole[a:b].clone(), a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [slice_digest(whole[a:b].clone(), a) for a, b in itertools.pairwise(cuts)]
         assert int(torch.stack(parts).sum()) == int(slice_digest(whole))
 
 

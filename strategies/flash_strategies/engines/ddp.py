@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flash_strategies.engines.base import Chunk, Engine, StateBytes, tensor_bytes
@@ -28,6 +29,7 @@ class DDPEngine(Engine):
         schedulers: Sequence[Scheduler] = (),
         *,
         rewrap: Callable[[], None] | None = None,
+        wrapped: Callable[[], nn.Module | None] | None = None,
     ) -> None:
         """As `Engine`.
 
@@ -36,9 +38,12 @@ class DDPEngine(Engine):
             optimizer: over its parameters.
             schedulers: that drive the optimizer.
             rewrap: builds DistributedDataParallel anew around `task`; None on one rank without DDP.
+            wrapped: gives the present DistributedDataParallel, whose buffers are then freed before the new one is
+                built; without it they are freed afterwards, by garbage collection.
         """
         super().__init__(task, optimizer, schedulers)
         self._rewrap = rewrap
+        self._wrapped = wrapped
 
     def _rebuild(self, plan: PhasePlan) -> None:
         kept = {id(self.parameters[name]) for name in plan.names}
@@ -48,9 +53,19 @@ class DDPEngine(Engine):
         for parameter in list(self.optimizer.state):
             if id(parameter) not in kept or id(parameter) not in live:
                 del self.optimizer.state[parameter]
-        if self._rewrap is not None:
-            self._rewrap()
+        if self._rewrap is None:
+            return
+        old = self._wrapped() if self._wrapped is not None else None
+        if isinstance(old, DistributedDataParallel):
+            _empty(old)
+        self._rewrap()
+        if old is None:
             gc.collect()  # the old wrapper is in reference cycles, and its reducer's buckets with it
+
+    @property
+    def has_masters(self) -> bool:
+        """False: the weights are their own."""
+        return False
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -93,3 +108,9 @@ class DDPEngine(Engine):
         ]
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return StateBytes(0, tensor_bytes(moments), tensor_bytes(gradients))
+
+
+def _empty(wrapper: DistributedDataParallel) -> None:
+    """Free a wrapper's gradient buckets and hooks: both belong to its reducer, which its logger holds too."""
+    for name in ("reducer", "logger"):
+        wrapper.__dict__.pop(name, None)

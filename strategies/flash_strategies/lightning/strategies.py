@@ -48,7 +48,7 @@ class FinetuningDDPStrategy(DDPStrategy):
         schedulers = [config.scheduler for config in self.lr_scheduler_configs]
         optimizer = private.torch_optimizer(self.optimizers[0])
         self.transition_engine = DDPEngine(
-            task, optimizer, schedulers, rewrap=lambda: private.wrap_ddp_anew(self, task)
+            task, optimizer, schedulers, rewrap=lambda: private.wrap_ddp_anew(self, task), wrapped=lambda: self.model
         )
 
 
