@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import BaseFinetuning
 from torch import nn
 
 from flash_launch.config import RunConfig
-from flash_launch.errors import ConfigError, TaskError
+from flash_launch.errors import ConfigError, FlashLaunchError, TaskError
 from flash_launch.tasks.own import build_own, load_named, users_code
 from flash_strategies.lightning import FinetuningCallback, FlashBaseFinetuning, ScheduledFinetuning
 from flash_strategies.phases import ResolvedPhase, resolve_phases
@@ -41,8 +41,8 @@ def build_finetuning(config: RunConfig) -> FinetuningCallback:
         return given
     if not isinstance(given, FinetuningStrategy):
         raise TaskError(
-            f"--strategy {config.strategy} is {given!r}, which is no strategy: it needs a `name`, a text, and a method "
-            "phases(max_epochs) that gives a tuple of flash_strategies.Phase"
+            f"--strategy {config.strategy} gives a {type(given).__name__}, which is no strategy: it needs a `name`, a "
+            "text, and a method phases(max_epochs) that gives a tuple of flash_strategies.Phase"
         )
     return ScheduledFinetuning(given, train_bn=config.train_bn, timeout=config.timeout)
 
@@ -58,7 +58,10 @@ def phases_on(task: pl.LightningModule, config: RunConfig, finetuning: Finetunin
     strategy = finetuning.spec.strategy
     # once more inside resolve_phases; here what fails is known to be the user's code
     with users_code(f"--strategy {config.strategy}, phases({config.max_epochs}) failed"):
-        phases = validated_phases(strategy, config.max_epochs)
+        try:
+            phases = validated_phases(strategy, config.max_epochs)
+        except FlashLaunchError as error:
+            raise type(error)(f"--strategy {config.strategy}: {error}") from error
     if freezes(phases):
         with users_code(f"{type(task).__name__}.modules_to_freeze() failed"):
             modules = freezable_modules(task)
@@ -133,7 +136,7 @@ def _built(config: RunConfig) -> object:
                 "flash_strategies.FlashBaseFinetuning and write finetune_function(), or give it a `name` and a method "
                 "phases(max_epochs)"
             )
-    return build_own(found, config.strategy_args)
+    return build_own(found, config.strategy_args, "--strategy-args")
 
 
 def _may_be_meant(value: object) -> bool:

@@ -215,7 +215,10 @@ def _explain(message: str, source: str) -> str:
         return source + " ".join(message.split())
     given = re.findall(r"(?:Got|Given) value: (.*)", message)
     name = key[1] if source else option_name(key[1])
-    return f"{source}{name} was given {given[-1] if given else 'a wrong value'}: {_expected(key[1])}"
+    value = given[-1] if given else "a wrong value"
+    if name == "--milestones":  # as it was typed
+        value = re.sub(r"[\[\],']", "", value) or "no epochs"
+    return f"{source}{name} was given {value}: {_expected(key[1])}"
 
 
 def _expected(name: str) -> str:

@@ -18,6 +18,7 @@ def main() -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
+    sys.dont_write_bytecode = True  # nothing is left behind in the folder of the user's own task
     from flash_launch.errors import FlashLaunchError
 
     try:

@@ -155,11 +155,15 @@ def load_setup(name_or_file: str) -> Setup:
         try:
             text = Path(name_or_file).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SetupError(f"setup {name_or_file}: cannot be read: {error}") from None
+            why = error.strerror if isinstance(error, OSError) else "it is not a text file in UTF-8"
+            raise SetupError(
+                f"--setup {name_or_file} cannot be read, {why}: give a JSON file that exists, or a name of "
+                f"{', '.join(_NAMES)}"
+            ) from None
     else:
         raise SetupError(
-            f"there is no setup {name_or_file!r}{nearest(name_or_file, _NAMES)}. Setups: {', '.join(_NAMES)}, "
-            "or a DeepSpeed JSON file, whose name ends with .json"
+            f"there is no setup {name_or_file!r}{nearest(name_or_file, _NAMES) or '.'} Give one of "
+            f"{', '.join(_NAMES)}, or a DeepSpeed JSON file, whose name ends with .json"
         )
     try:
         template = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
@@ -192,9 +196,9 @@ def check_setup(setup: Setup, numbers: RunNumbers) -> None:
         SetupError: numbers that contradict each other, with the arithmetic; a precision or a feature that does not go
             with the run; each with the fix.
     """
+    if dtype_of(numbers.precision) == "fp16" and not numbers.cuda:
+        raise SetupError(f"--precision {numbers.precision} needs a GPU, and there is none: give --precision bf16 or 32")
     try:
-        if dtype_of(numbers.precision) == "fp16" and not numbers.cuda:
-            raise SetupError("fp16 needs a GPU: give --precision bf16 or 32")
         if setup.engine == "deepspeed":
             _check_batch(setup.template, numbers)
             _check_precision(setup, dtype_of(numbers.precision))

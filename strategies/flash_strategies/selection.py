@@ -139,8 +139,8 @@ def resolve(
 
     if not trainable:
         raise StrategyValueError(
-            f"nothing of {type(task).__name__} would train with {what!r} of the modules to freeze: leave the head out "
-            "of modules_to_freeze(), or use a strategy that unfreezes from epoch 0"
+            f"nothing of {type(task).__name__} would train, all its parameters are frozen: leave the head out of "
+            "modules_to_freeze(), or use a strategy that unfreezes from epoch 0"
         )
     return Selection(
         trainable=tuple(name for p, name in names.parameters.items() if p in trainable),

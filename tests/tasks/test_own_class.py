@@ -87,7 +87,7 @@ def test_an_error_inside_the_users_file_is_told_with_its_line(write, text: str, 
 def test_constructor_arguments_are_checked_by_name(write) -> None:
     name = write(GOOD)
     own, needy = (load_class(f"{name}:{cls}", LightningModule) for cls in ("MyTask", "Needy"))
-    with pytest.raises(TaskError, match=r"MyTask takes no argument 'widht': it takes width"):
+    with pytest.raises(TaskError, match=r"MyTask takes no argument 'widht' \(--task-args.widht\): it takes width"):
         build_own(own, {"widht": 3})
     with pytest.raises(TaskError, match=r"Needy needs the argument 'depth', 'height'"):
         build_own(needy, {})

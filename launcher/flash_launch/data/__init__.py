@@ -52,7 +52,7 @@ def build_data(
         return Digits(batch_size=batch_size, seed=seed, num_workers=num_workers, image_size=image_size)
     path = Path(spec).expanduser()
     if ":" in spec and not path.exists():
-        return OwnData(build_own(load_class(spec, LightningDataModule), args or {}), seed)
+        return OwnData(build_own(load_class(spec, LightningDataModule), args or {}, "--data-args"), seed)
     if path.suffix.lower() != ".csv" and not path.is_dir() and "/" not in spec:
         raise DataError(f"--data {spec} is neither digits, a folder, a file that ends with .csv, nor module:Class")
     return (image_manifest if path.suffix.lower() == ".csv" else image_folder)(

@@ -32,7 +32,8 @@ def image_folder(
             a train/ without a val/.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder" if folder.exists() else f"the folder {folder} does not exist")
+        why = f"{folder} is not a folder" if folder.exists() else f"the folder {folder} does not exist"
+        raise DataError(f"{why}: give --data a folder of images with a folder per class, or a file that ends with .csv")
     top = _folders(folder)
     if "train" in top and "val" in top:
         names = _class_names(folder / "train")
@@ -84,7 +85,10 @@ def _images(folder: Path, present: list[str], names: list[str]) -> LabelledImage
     for name in present:
         of_class = _image_files(folder / name)
         if not of_class:
-            raise DataError(f"the class {name!r} is empty: {folder / name} has no images ({', '.join(IMAGE_ENDINGS)})")
+            raise DataError(
+                f"the class {name!r} is empty: {folder / name} has no images "
+                f"({', '.join(IMAGE_ENDINGS)}); add some, or remove it"
+            )
         paths += of_class
         labels += [label_of[name]] * len(of_class)
     return LabelledImages(tuple(paths), tuple(labels))

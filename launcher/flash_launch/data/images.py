@@ -146,14 +146,20 @@ def check_files(paths: Sequence[Path], *, seed: int = 0, limit: int = _SCAN_LIMI
     ) as threads:  # they wait for the disk, or run outside the GIL
         missing = [path for path, there in zip(paths, threads.map(Path.is_file, paths), strict=True) if not there]
         if missing:
-            raise DataError(f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}")
+            raise DataError(
+                f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}: bring them, or take "
+                "them out of the data"
+            )
         chosen = paths
         if len(paths) > limit:
             generator = torch.Generator().manual_seed(derived_seed("scan", seed))
             chosen = [paths[index] for index in torch.randperm(len(paths), generator=generator)[:limit].tolist()]
         faults = [fault for fault in threads.map(_fault, chosen) if fault]
     if faults:
-        raise DataError(f"{len(faults)} of {len(chosen)} images cannot be read, the first is {faults[0]}")
+        raise DataError(
+            f"{len(faults)} of {len(chosen)} images cannot be read, the first is {faults[0]}: mend them, or take them "
+            "out of the data"
+        )
 
 
 def _fault(path: Path) -> str | None:

@@ -48,7 +48,7 @@ def image_manifest(
     """
     rows = _read(file)
     if not rows:
-        raise DataError(f"{file} lists no images")
+        raise DataError(f"{file} lists no images: after the line path,label it needs a line for each")
     seen: dict[Path, _Row] = {}
     for row in rows:
         first = seen.setdefault(row.path, row)
@@ -96,7 +96,7 @@ def _read(file: Path) -> list[_Row]:
             for cells in reader:
                 rows.append(_row(file, reader.line_num, cells, with_split="split" in columns))
     except FileNotFoundError as error:
-        raise DataError(f"the file {file} does not exist") from error
+        raise DataError(f"the file {file} does not exist: give --data a CSV file with columns path,label") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
     return rows

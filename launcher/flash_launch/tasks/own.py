@@ -81,8 +81,8 @@ def users_code(what: str) -> Iterator[None]:
         raise TaskError(f"{what}: {_told(error)}") from error
 
 
-def build_own(own: type[T], args: Mapping[str, object]) -> T:
-    """Build the user's class with these arguments.
+def build_own(own: type[T], args: Mapping[str, object], option: str = "--task-args") -> T:
+    """Build the user's class with these arguments, which `option` gave.
 
     Raises:
         TaskError: arguments that are missing or unknown, or an error in its constructor (told with its line).
@@ -97,12 +97,14 @@ def build_own(own: type[T], args: Mapping[str, object]) -> T:
     unknown = [name for name in args if name not in named and not takes_all]
     if unknown:
         raise TaskError(
-            f"{own.__name__} takes no argument {', '.join(map(repr, unknown))}: it takes {', '.join(named) or 'none'}"
+            f"{own.__name__} takes no argument {', '.join(map(repr, unknown))} ({option}.{unknown[0]}): it takes "
+            f"{', '.join(named) or 'none'}"
         )
     missing = [name for name, parameter in named.items() if parameter.default is parameter.empty and name not in args]
     if missing:
         raise TaskError(
-            f"{own.__name__} needs the argument {', '.join(map(repr, missing))}: give it in the YAML file, or a default"
+            f"{own.__name__} needs the argument {', '.join(map(repr, missing))}: give it with "
+            f"{option}.{missing[0]} or in the YAML file, or give it a default"
         )
     with users_code(f"{own.__name__} cannot be built"):
         return own(**args)

@@ -2,10 +2,10 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 import torchvision
 from safetensors.torch import load_file
@@ -79,19 +79,24 @@ def _download(name: str, weights: str) -> tuple[str, dict[str, Tensor]]:
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+        why = "is not a file" if path.exists() else "does not exist"
+        raise WeightsError(f"weights file {path} {why}: give --weights a file, a name of the backbone's own, or none")
     try:
         content: object = (
             load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # files that torch wrote before 1.6, as are some of torchvision's, are no archives and cannot be mapped
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         )
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights file {path} holds more than tensors, and its code is not run: save the model's state_dict() alone"
         ) from error
-    except (safetensors.SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
+    except Exception as error:  # torch's unpickler fails in any way on what is no weights file
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"weights file {path} cannot be read ({told}): give a safetensors file, or one that torch.save wrote"
+        ) from error
     for wrapped in ("state_dict", "model"):  # a Lightning checkpoint, a checkpoint of torchvision's own scripts
         if isinstance(content, Mapping) and isinstance(content.get(wrapped), Mapping):
             content = content[wrapped]
