@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from datetime import timedelta
 
@@ -48,10 +49,18 @@ class ControlGroup:
             # torch.distributed.monitored_barrier: rank 0 hears from each rank and names those that are missing
             dist.monitored_barrier(self._group, timeout=self._timeout, wait_all_ranks=True)
         except RuntimeError as error:
-            seconds = self._timeout.total_seconds()
-            raise AgreementError(
-                f"at {where}, not all ranks came within {seconds:g} s: {_first_line(error)}"
-            ) from error
+            raise AgreementError(f"at {where}, {self._missing(error)}. Nothing was changed") from error
+
+    def _missing(self, error: RuntimeError) -> str:
+        """Who did not come. Only rank 0 hears from each rank; the others hear from rank 0."""
+        seconds = f"within {self._timeout.total_seconds():g} s"
+        if self.rank != 0:
+            return f"rank 0 did not answer {seconds}, or gave up before: its log names the ranks that did not come"
+        named = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
+        if named is None:
+            return f"not all ranks came {seconds}: {_first_line(error)}"
+        ranks = named[1].strip().rstrip(",")
+        return f"rank{'s' if ',' in ranks else ''} {ranks} did not come {seconds}"
 
     def gather(self, value: object, where: str) -> list[object]:
         """Every rank's value, in the order of ranks; waits as `meet` does."""

@@ -48,7 +48,10 @@ class PhasePlan:
 
     def to_json(self) -> str:
         """One line of JSON, the same on every rank that agrees."""
-        return json.dumps(asdict(self), sort_keys=True)
+        plan = asdict(self)
+        for group in plan["groups"]:
+            group["options"] = dict(group["options"])
+        return json.dumps(plan, sort_keys=True)
 
     def fingerprint(self) -> str:
         """SHA-256 of `to_json`, in hex."""

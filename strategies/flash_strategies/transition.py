@@ -260,13 +260,14 @@ class _Watch:
         pushed = (sizes > 0) & (rates > 0)
         if not bool(moved.any()) and (bool(broken.any()) or not bool(pushed.any())):
             return None if bool(broken.any()) or bool((rates <= 0).all()) else []
-        stuck = moved == 0
-        if not bool(moved.any()):
-            return [name for name, bad in zip(self._names, (stuck & pushed).tolist(), strict=True) if bad]
-        if self._scaled:
-            return []
-        # far above what rounding can swallow: an update of at least 2**-16 of the largest weight
-        stuck &= pushed & (rates * sizes.clamp(max=1.0) > weights * 2.0**-16)
+        # an update of this part of the largest weight cannot be lost in rounding
+        types = [torch.float32 if self._engine.has_masters else self._engine.parameters[n].dtype for n in self._names]
+        rounding = torch.tensor([torch.finfo(dtype).eps for dtype in types], dtype=torch.float64)
+        if bool(moved.any()):
+            if self._scaled:
+                return []
+            rounding = rounding.clamp(min=2.0**-16)  # far above it: gradients are clipped after they are seen here
+        stuck = (moved == 0) & pushed & (rates * sizes.clamp(max=1.0) > weights * rounding)
         return [name for name, bad in zip(self._names, stuck.tolist(), strict=True) if bad]
 
     def _largest_weights(self, names: Collection[str]) -> dict[str, float]:
