@@ -28,16 +28,44 @@ class Case:
         return "-".join([str(self.world_size), self.what, *self.arguments])
 
 
-NOOP = [
-    *(Case(n, "noop", (setup, p)) for n in (1, 2, 3) for setup in SETUPS for p in ("fp32", "bf16")),
-    *(Case(2, "noop", (f"template_{setup}", p)) for setup in TEMPLATES for p in ("fp32", "bf16")),
-]
-REFERENCE = [Case(n, "reference", (setup,)) for n in (1, 2, 3) for setup in SETUPS] + [
-    Case(2, "reference", (f"template_{setup}",)) for setup in TEMPLATES
-]
-UNUSED = [
-    *(Case(2, "unused", (setup, p)) for setup in SETUPS for p in ("fp32", "bf16")),
-    *(Case(2, "unused", (f"template_{setup}", p)) for setup in TEMPLATES for p in ("fp32", "bf16")),
-]
+PRECISIONS = ("fp32", "bf16")
+ZERO = SETUPS[1:]
+TEMPLATED = tuple(f"template_{setup}" for setup in TEMPLATES)
 
-BY_NAME = {case.name: case for case in [*NOOP, *REFERENCE, *UNUSED]}
+# all on two ranks; on one and three what depends on how partitions are cut
+NOOP = [
+    *(Case(2, "noop", (setup, precision)) for setup in (*SETUPS, *TEMPLATED) for precision in PRECISIONS),
+    *(Case(1, "noop", (setup, precision)) for setup in SETUPS for precision in PRECISIONS),
+    *(Case(3, "noop", (setup, "fp32")) for setup in ZERO),
+]
+REFERENCE = [
+    *(Case(2, "reference", (setup,)) for setup in (*SETUPS, *TEMPLATED)),
+    *(Case(n, "reference", (setup,)) for n in (1, 3) for setup in ZERO),
+]
+UNUSED = [Case(2, "unused", (setup, precision)) for setup in (*SETUPS, *TEMPLATED) for precision in PRECISIONS]
+AGREEMENT = [
+    *(Case(2, "disagreement", (setup, how)) for setup in SETUPS for how in ("phase", "names", "lr", "step")),
+    *(Case(3, "disagreement", (setup, "names")) for setup in ("ddp", "zero3")),
+    *(Case(2, "absence", (setup,)) for setup in SETUPS),
+    Case(3, "absence", ("zero2",)),
+]
+ALARMS = [
+    Case(2, "alarm", (setup, how))
+    for setup in SETUPS
+    for how in ("frozen_one", "frozen_all", "ulp", "stuck")
+    if (setup, how) != ("zero3", "ulp")  # a slice has no copy that it could differ from
+]
+CALM = [
+    Case(2, "calm", (setup, how))
+    for setup in SETUPS
+    for how in ("zero_gradients", "warm_up", "unused", "tiny_bf16", "ones_bf16")
+]
+LEAKS = [Case(2, "leaks", (setup,)) for setup in SETUPS]
+BYTES = [
+    *(Case(2, "bytes", (setup, precision)) for setup in SETUPS for precision in PRECISIONS),
+    *(Case(3, "bytes", (setup, "fp32")) for setup in ZERO),
+]
+RELOCATE = [Case(n, "relocate") for n in (2, 3)]
+
+_ALL = [*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LEAKS, *BYTES, *RELOCATE]
+BY_NAME = {case.name: case for case in _ALL}

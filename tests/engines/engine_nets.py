@@ -37,3 +37,21 @@ def adamw(task: nn.Module) -> torch.optim.Optimizer:
 
 def one_cycle(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=200, cycle_momentum=False)
+
+
+class Deep(nn.Module):
+    """Twenty equal layers, a to t: one of them is five percent."""
+
+    names = "abcdefghijklmnopqrst"
+    widths = (64, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for name in self.names:
+            setattr(self, name, nn.Linear(64, 64, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.children():
+            x = x + torch.tanh(layer(x))
+        return x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -102,7 +102,10 @@ class Run:
 
     def _wrap(self) -> None:
         self.model = nn.parallel.DistributedDataParallel(
-            self.task, find_unused_parameters=self.find_unused, init_sync=self.model is self.task
+            self.task,
+            find_unused_parameters=self.find_unused,
+            init_sync=self.model is self.task,
+            gradient_as_bucket_view=True,
         )
 
     def move(self, layers: str, phase: str | None = None, **options: object) -> None:
@@ -172,12 +175,3 @@ def over_ranks(value: object) -> list[object]:
     values: list[object] = [None] * WORLD_SIZE
     dist.all_gather_object(values, value)
     return values
-
-
-def tensors(roots: Sequence[object]) -> Iterator[torch.Tensor]:
-    """The tensors among these objects, and their gradients."""
-    for item in roots:
-        if isinstance(item, torch.Tensor):
-            yield item
-            if item.is_leaf and item.grad is not None:
-                yield item.grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,12 +11,16 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from engine_cases import BY_NAME, PHASES, STEPS
-from engine_nets import GLOBAL_BATCH, Chain
-from engine_runs import RANK, WORLD_SIZE, Run, config, named, over_ranks, same
+from engine_nets import GLOBAL_BATCH, Chain, Deep
+from engine_runs import RANK, WORLD_SIZE, Run, config, named, same
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flash_launch.setups import ModelNumbers, RunNumbers, load_setup, resolve_setup
 from flash_strategies.agreement import ControlGroup
+from flash_strategies.digest import slice_digest
+from flash_strategies.engines.zero12 import Flat, Span, relocate
 from flash_strategies.errors import AgreementError, ProofError
 
 
@@ -82,7 +87,296 @@ def unused(setup: str, precision: str) -> list[dict[str, tuple[torch.Tensor, tor
     return found
 
 
-CASES: dict[str, Callable[..., object]] = {"noop": noop, "reference": reference, "unused": unused}
+# ---- agreement
+
+
+def disagreement(setup: str, how: str) -> dict[str, object]:
+    """The last rank wants something else; then all want the same, and the run goes on."""
+    odd = RANK == WORLD_SIZE - 1
+    run = Run(setup, "d")
+    run.step(2)
+    before = run.everything()
+    began = time.monotonic()
+    told = None
+    try:
+        match how:
+            case "phase":
+                run.move("cd", phase="another" if odd else "unfrozen")
+            case "names":
+                run.move("bd" if odd else "cd", phase="unfrozen")
+            case "lr":
+                run.move("cd", phase="unfrozen", lr=dict.fromkeys(named(run.task, "c"), 2e-3 if odd else 1e-3))
+            case "step":
+                run.steps += odd
+                run.move("cd", phase="unfrozen")
+    except AgreementError as error:
+        told = str(error)
+    seconds = time.monotonic() - began
+    changed = same(before, run.everything())
+    run.steps = 2
+    return {"told": told, "seconds": seconds, "changed": changed, "later": _goes_on(run, setup)}
+
+
+def absence(setup: str) -> dict[str, object]:
+    """The last rank comes three time-outs late; then all come, and the run goes on."""
+    run = Run(setup, "d", timeout=1.0)
+    run.step(2)
+    before = run.everything()
+    if RANK == WORLD_SIZE - 1:
+        time.sleep(3.0)
+    began = time.monotonic()
+    told = None
+    try:
+        run.move("cd", phase="unfrozen")
+    except AgreementError as error:
+        told = str(error)
+    seconds = time.monotonic() - began
+    changed = same(before, run.everything())
+    # the control group is broken, as any group is after a time-out; training's own is not
+    run.transitions.control = ControlGroup(20)
+    return {"told": told, "seconds": seconds, "changed": changed, "later": _goes_on(run, setup)}
+
+
+def _goes_on(run: Run, setup: str) -> list[str]:
+    """What differs at the end from a run in which nothing happened."""
+    run.move("cd", phase="unfrozen")
+    run.step(2)
+    undisturbed = Run(setup, "d")
+    undisturbed.step(2)
+    undisturbed.move("cd", phase="unfrozen")
+    undisturbed.step(2)
+    return same(run.everything(), undisturbed.everything())
+
+
+# ---- proof
+
+
+def alarm(setup: str, how: str) -> str | None:
+    """Something goes wrong behind the library's back; what it says."""
+    run = Run(setup, "d")
+    run.step(2)
+    try:
+        match how:
+            case "frozen_one":
+                _one_ulp(run, "a.weight", ranks=(1,))
+            case "frozen_all":
+                _one_ulp(run, "a.weight", ranks=(0, 1))
+            case "ulp":
+                _one_ulp(run, "d.bias", ranks=(1,))
+            case "stuck":
+                _skip(run, "c.weight")
+                run.move("cd")
+                run.step()
+                return None
+        run.transitions.check()
+    except ProofError as error:
+        return str(error)
+    return None
+
+
+def _one_ulp(run: Run, name: str, ranks: tuple[int, ...]) -> None:
+    """Move one element of what these ranks hold of a parameter to the next number."""
+    if RANK in ranks:
+        (chunk,) = run.engine.weights([name])
+        element = chunk.tensor[0]
+        element.copy_(torch.nextafter(element, torch.tensor(100.0)))
+
+
+def _skip(run: Run, name: str) -> None:
+    """Make the optimizer pass over a parameter."""
+    step = run.optimizer.step
+
+    def skipping(*args: object) -> object:
+        masters = [c.tensor for kind, c in run.engine.state() if kind == "master" and c.name == name]
+        held = masters or [c.tensor for c in run.engine.weights([name])]
+        before = [tensor.clone() for tensor in held]
+        result = step(*args)
+        with torch.no_grad():
+            for tensor, value in zip(held, before, strict=True):
+                tensor.copy_(value)
+        return result
+
+    run.optimizer.step = skipping
+
+
+def calm(setup: str, how: str) -> dict[str, object]:
+    """Nothing goes wrong, though some parameters do not move: no error, and whether the proof is through at the end."""
+
+    def no_decay(task: nn.Module) -> torch.optim.Optimizer:
+        rate = {"tiny_bf16": 1e-9, "ones_bf16": 1e-4}.get(how, 1e-2)
+        return torch.optim.AdamW(task.parameters(), lr=rate, weight_decay=0.0)
+
+    def warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 0.0 if how == "warm_up" and s < 4 else 1.0)
+
+    def net() -> nn.Module:
+        chain = Chain()
+        if how == "ones_bf16":  # as a layer norm's weights, from which bf16 cannot subtract 1e-4
+            nn.init.ones_(chain.c.weight)
+        return chain
+
+    run = Run(setup, "d", optimizer_of=no_decay, schedule=warm_up, bf16=how.endswith("bf16"), net=net)
+    run.step()
+    run.move("de" if how == "unused" else "cd")
+    before = run.weights()
+    run.step(1, scale={"zero_gradients": 0.0, "ones_bf16": 1e3}.get(how, 1.0))
+    moved = same(before, run.weights())
+    run.step(4)
+    return {"moved": moved, "moved_later": same(before, run.weights())}
+
+
+# ---- leaks
+
+
+def leaks(setup: str) -> list[dict[str, int]]:
+    """Fifty transitions; after each, what is alive."""
+    run = Run(setup, "d")
+    run.step()
+    counts = []
+    for number in range(50):
+        run.move(("cd", "abcde", "bd", "d")[number % 4])
+        run.step()
+        if number % 4 == 3:
+            counts.append(_alive(run))
+    return counts
+
+
+def _alive(run: Run) -> dict[str, int]:
+    gc.collect()
+    hooks = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    )
+    objects = gc.get_objects()
+    watched = ("DeepSpeedEngine", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "DistributedDataParallel")
+    counts = Counter(type(item).__name__ for item in objects)
+    return {
+        "hooks": sum(len(getattr(module, name)) for module in run.task.modules() for name in hooks),
+        "parameter_hooks": sum(len(p._backward_hooks or ()) for p in run.task.parameters()),
+        **{name: counts[name] for name in watched},
+        "tensors": sum(isinstance(item, torch.Tensor) for item in objects),
+        "bytes": sum(_storages(objects).values()),
+    }
+
+
+def _storages(objects: list[object]) -> dict[int, int]:
+    """Address and bytes of the storage of every live tensor, gradients included."""
+    found: dict[int, int] = {}
+    for item in objects:
+        if issubclass(type(item), torch.Tensor):
+            tensors = [item, item.grad] if item.is_leaf and item.grad is not None else [item]
+            for tensor in tensors:
+                storage = tensor.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+# ---- bytes
+
+
+class Wire(TorchDispatchMode):
+    """Counts what goes through c10d's operators, those of DDP's reducer included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            whole = max((t.numel() * t.element_size() for t in tensors), default=0)
+            self.bytes[func.name().removeprefix("c10d::")] += whole
+        return func(*args, **(kwargs or {}))
+
+
+def bytes_held(setup: str, precision: str) -> dict[str, dict[str, object]]:
+    """What a rank holds and sends with 95 % frozen, with nothing frozen, and when 95 % are frozen again."""
+    found = {}
+    bf16 = precision == "bf16"
+    slice_digest(torch.zeros(1 << 17))  # has tables of its own, made once in a process
+    for name, first, then in (("frozen", "t", None), ("all", Deep.names, None), ("refrozen", Deep.names, "t")):
+        gc.collect()
+        gc.freeze()  # what other cases left behind is not counted
+        settings = None
+        if setup != "ddp":
+            settings = config(int(setup[4]), bf16=bf16, reduce_bucket_size=64 * 64)
+        run = Run(setup, first, bf16=bf16, net=Deep, config=settings, find_unused=False)
+        run.step(2)
+        if then:
+            run.move(then)
+            run.step(2)
+        gc.collect()
+        objects = gc.get_objects()
+        storages = _storages(objects)
+        weights = [p.ds_tensor if hasattr(p, "ds_tensor") else p for p in run.task.parameters()]
+        for weight in weights:
+            storages.pop(weight.untyped_storage().data_ptr(), None)
+        wire = Wire()
+        with wire:
+            run.step()
+        told = run.engine.state_bytes()
+        found[name] = {
+            "live": sum(storages.values()),
+            "masters": told.masters,
+            "moments": told.moments,
+            "gradients": told.gradients,
+            "wire": dict(wire.bytes),
+        }
+    return found
+
+
+# ---- relocation
+
+
+def relocate_slices() -> int:
+    """Random layouts: what every rank holds afterwards is what it should hold. Gives the number of layouts tried."""
+    random_numbers = random.Random(5)  # the same on all ranks
+    group = dist.group.WORLD
+    for _ in range(40):
+        names = [f"p{i}" for i in range(random_numbers.randint(1, 7))]
+        sizes = {name: random_numbers.randint(1, 23) for name in names}
+        kept = [name for name in names if random_numbers.random() < 0.7] or names[:1]
+        random_numbers.shuffle(kept)
+        values = {name: torch.arange(size) + 1000.0 * (i + 1) for i, (name, size) in enumerate(sizes.items())}
+        (before, source), (after, expected) = (_laid_out(order, values) for order in (names, kept))
+        target = torch.full_like(expected, -1.0)
+        relocate(before, after, source, target, group, RANK)
+        holds = torch.zeros_like(expected, dtype=torch.bool)
+        for span, begin, end in after.pieces(RANK):
+            start = span.offset + begin - RANK * after.partition
+            holds[start : start + end - begin] = True
+        assert torch.equal(target[holds], expected[holds]), (names, sizes, kept)
+        assert bool((target[~holds] == -1.0).all()), "padding was written"
+    return 40
+
+
+def _laid_out(order: list[str], values: dict[str, torch.Tensor]) -> tuple[Flat, torch.Tensor]:
+    """The layout of parameters in a flat buffer, padded to equal partitions, and this rank's partition of it."""
+    spans, offset = [], 0
+    for name in order:
+        spans.append(Span(name, offset, values[name].numel()))
+        offset += values[name].numel()
+    partition = -(-offset // WORLD_SIZE)
+    whole = torch.zeros(partition * WORLD_SIZE)
+    whole[:offset] = torch.cat([values[name] for name in order])
+    own = whole[RANK * partition : (RANK + 1) * partition].clone()
+    return Flat(tuple(spans), partition, own, {}, {}), own
+
+
+CASES: dict[str, Callable[..., object]] = {
+    "noop": noop,
+    "reference": reference,
+    "unused": unused,
+    "disagreement": disagreement,
+    "absence": absence,
+    "alarm": alarm,
+    "calm": calm,
+    "leaks": leaks,
+    "bytes": bytes_held,
+    "relocate": relocate_slices,
+}
 
 
 def run_case(name: str) -> object:

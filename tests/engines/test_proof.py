@@ -1,0 +1,50 @@
+"""The proof at run time: what is wrong is found and named on every rank, and what is right raises no alarm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from engine_cases import ALARMS, CALM, Case
+
+if TYPE_CHECKING:
+    from conftest import Suites
+
+MOVED_WHILE_FROZEN = "parameter a.weight moved while frozen"
+WORDS = {
+    "frozen_one": "parameter a.weight on rank 1 differs from rank 0's",
+    "frozen_all": MOVED_WHILE_FROZEN,
+    "ulp": "parameter d.bias on rank 1 differs from rank 0's",
+    "stuck": "after the first step of phase 'train cd', parameter c.weight did not move although unfrozen",
+}
+
+
+@pytest.mark.parametrize("case", ALARMS, ids=lambda case: case.name)
+def test_what_is_wrong_is_named_on_every_rank(case: Case, suites: Suites) -> None:
+    setup, how = case.arguments
+    # at stage 3 a slice has no copy that it could differ from, but it has a past
+    words = MOVED_WHILE_FROZEN if setup == "zero3" and how == "frozen_one" else WORDS[how]
+    for told in suites.result(case.suite, case.world_size, case.name):
+        assert told is not None, "nothing was noticed"
+        assert words in told
+
+
+CD, ED = {"c.weight", "c.bias", "d.weight", "d.bias"}, {"e.weight", "e.bias", "d.weight", "d.bias"}
+# which parameters moved in the first step after the transition, and after five
+MOVED = {
+    "zero_gradients": ({"d.weight", "d.bias"}, CD),  # d has moments already
+    "warm_up": (set(), CD),
+    "unused": ({"d.weight", "d.bias"}, ED),
+    "tiny_bf16": (set(), set()),
+}
+
+
+@pytest.mark.parametrize("case", CALM, ids=lambda case: case.name)
+def test_what_is_right_raises_no_alarm(case: Case, suites: Suites) -> None:
+    for rank in suites.result(case.suite, case.world_size, case.name):
+        moved, later = set(rank["moved"]), set(rank["moved_later"])
+        if case.arguments[1] == "ones_bf16":  # the bias moves, the weight cannot
+            assert "c.bias" in moved
+            assert "c.weight" not in later
+        else:
+            assert (moved, later) == MOVED[case.arguments[1]]
