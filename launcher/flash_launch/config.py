@@ -187,5 +187,5 @@ class RunConfig(
             first, second = self.milestones
             raise ConfigError(
                 f"--milestones was given {first} {second}: it must be two epochs, counted from 0, of which the second "
-                f"is later, for example --milestones 3 8"
+                f"is later, for example --milestones 2 5"
             )

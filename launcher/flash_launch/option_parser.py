@@ -231,7 +231,7 @@ def _expected(name: str) -> str:
         float: "a number",
         bool: "true or false",
         str: "a text",
-        tuple[int, int]: "two whole numbers, for example 3 8",
+        tuple[int, int]: "two whole numbers, for example 2 5",
         dict[str, object]: "a mapping, for example {key: value}",
     }
     return f"it must be {words[next(member for member in members if member is not type(None))]}"
