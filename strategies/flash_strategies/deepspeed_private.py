@@ -6,7 +6,7 @@ around the same engine and the same torch optimizer. The order of steps and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 
 from flash_strategies.errors import UnsupportedVersionError
 
@@ -51,6 +50,8 @@ class ZeroWrapper(Protocol):
     sub_group_to_group_id: dict[int, int]
     grad_partitions_flat_buffer: torch.Tensor
     parameter_offload: ParameterOffload
+    master_weights_and_grads_dtype: torch.dtype
+    swap_optimizer: bool
 
     def destroy(self) -> None:
         """Remove hooks and links."""
@@ -198,7 +199,7 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
     from deepspeed.runtime.zero import stage3, stage_1_and_2
     from deepspeed.runtime.zero import utils as zero_utils
 
-    mode = _MakeOnce()
+    lent: list[tuple[list[torch.Tensor], int, torch.Tensor]] = []
     first = {id(group.parameters[0]): group for group in kept}
     shared, partitioned = stage_1_and_2.DeepSpeedZeroOptimizer, stage3.DeepSpeedZeroOptimizer_Stage3
 
@@ -216,33 +217,35 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
     ) -> torch.Tensor:
         group = kept_group(tensors)
         if group is not None and group.weights is not None:
-            rank = dist.get_rank(wrapper.dp_process_group)
-            begin = rank * group.master.numel() * group.weights.element_size()
-            mode.keep(group.weights.data_ptr() + begin, group.master)
             return group.weights
         if use_cpu_data or any(param_padding or ()):
             return cast(torch.Tensor, flatten_all(wrapper, tensors, alignment, use_cpu_data, param_padding))
         return _flattened(tensors, alignment)
 
-    def construct(wrapper: ZeroWrapper, *args: object, **kwargs: object) -> None:
-        with mode:
-            construct_shared(wrapper, *args, **kwargs)
+    def lend(tensors: list[torch.Tensor], index: int, kind: type[_Weights], members: Sequence[nn.Parameter]) -> None:
+        plain, group = tensors[index], kept_group(members)
+        lent.append((tensors, index, plain))
+        tensors[index] = kind.of(plain, group.master if group is not None else None)
+
+    def take_back() -> None:
+        for tensors, index, plain in lent:
+            tensors[index] = plain
+        lent.clear()
 
     def partitions(wrapper: ZeroWrapper, flat: torch.Tensor, group_index: int) -> list[torch.Tensor]:
         parts = cast(list[torch.Tensor], cut(wrapper, flat, group_index))
-        mode.watch(parts[dist.get_rank(wrapper.dp_process_group)])
+        rank = dist.get_rank(wrapper.dp_process_group)
+        lend(parts, rank, _Partition, wrapper.round_robin_bit16_groups[group_index])
         return parts
 
-    def defragment(tensors: list[torch.Tensor]) -> torch.Tensor:
-        buffer = cast(torch.Tensor, gather(tensors))
-        mode.watch(buffer)
-        for group in kept:
-            mode.keep(partition_of(group.parameters[0]).data.data_ptr(), group.master)
-        return buffer
-
     def make_masters(wrapper: ZeroWrapper) -> None:
-        with mode:
-            make_partitioned(wrapper)
+        flats = cast(list[torch.Tensor], wrapper.fp16_partitioned_groups_flat)
+        for index, members in enumerate([] if wrapper.swap_optimizer else wrapper.fp16_groups):
+            # where they are of one type, the weights are the masters
+            if flats[index].dtype != wrapper.master_weights_and_grads_dtype:
+                lend(flats, index, _SubGroup, members)
+        make_partitioned(wrapper)
+        take_back()
 
     def hook(wrapper: ZeroWrapper) -> None:
         # DeepSpeed gathers each parameter to find its gradient accumulator, which torch >= 2.1 has no use for
@@ -262,21 +265,19 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
         if offloaded or isinstance(wrapper.optimizer, torch.optim.Adagrad):
             (initialize_partitioned if isinstance(wrapper, partitioned) else initialize_shared)(wrapper)
 
-    construct_shared, flatten_all = shared.__init__, shared.flatten_dense_tensors_aligned
-    cut, initialize_shared = shared.get_data_parallel_partitions, shared.initialize_optimizer_states
-    gather, make_partitioned = stage3.defragment, partitioned._create_fp32_partitions
+    flatten_all, cut = shared.flatten_dense_tensors_aligned, shared.get_data_parallel_partitions
+    initialize_shared, initialize_partitioned = (kind.initialize_optimizer_states for kind in (shared, partitioned))
+    make_partitioned = partitioned._create_fp32_partitions
     hook_partitioned = partitioned.create_reduce_and_remove_grad_hooks
-    initialize_partitioned = partitioned.initialize_optimizer_states
     with ExitStack() as undo:
+        undo.callback(take_back)
         for owner, name, value in (
-            (shared, "__init__", construct),
             (shared, "flatten_dense_tensors_aligned", flatten),
             (shared, "get_data_parallel_partitions", partitions),
             (shared, "initialize_optimizer_states", initialize),
             (partitioned, "initialize_optimizer_states", initialize),
             (partitioned, "_create_fp32_partitions", make_masters),
             (partitioned, "create_reduce_and_remove_grad_hooks", hook),
-            (stage3, "defragment", defragment),
             (zero_utils, "gc", SimpleNamespace(collect=lambda: 0)),
         ):
             undo.callback(setattr, owner, name, getattr(owner, name))
@@ -284,52 +285,57 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
         yield
 
 
-class _MakeOnce(TorchFunctionMode):
-    """Gives masters that are there already, and makes the others without a copy in between.
+class _Weights(torch.Tensor):
+    """Weights that masters are about to be made of: gives those that are there, makes others with one copy."""
 
-    Stages 1 and 2 write `partition.detach().clone().to(float32)`, stage 3 `flat.to(float32)` and then `.clone()`. It
-    must not last longer than the code that does so: stage 3 also gathers while it is built, by `.to(device)`.
-    """
+    plain: torch.Tensor
+    master: torch.Tensor | None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._masters: dict[tuple[int, int], torch.Tensor] = {}
-        self._watched: set[int] = set()
-        self._made: dict[int, torch.Tensor] = {}
+    @classmethod
+    def of(cls, plain: torch.Tensor, master: torch.Tensor | None) -> _Weights:
+        """The same memory, with the master that goes on, if any."""
+        weights = plain.as_subclass(cls)
+        weights.plain, weights.master = plain, master
+        return weights
 
-    def keep(self, address: int, master: torch.Tensor) -> None:
-        """The master of the weights that begin at this address is there already."""
-        self._masters[address, master.numel()] = master
-
-    def watch(self, weights: torch.Tensor) -> None:
-        """Masters are made of (parts of) these weights."""
-        self._watched.add(weights.untyped_storage().data_ptr())
-
-    def __torch_function__(
-        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
-    ) -> object:
-        """See the class."""
-        named = cast(dict[str, object], kwargs or {})
-        tensor = args[0] if args else None
-        if func not in (_CLONE, _TO) or not isinstance(tensor, torch.Tensor):
-            return func(*args, **named)
-        ours = tensor.untyped_storage().data_ptr() in self._watched
-        master = self._masters.get((tensor.data_ptr(), tensor.numel())) if ours else None
-        if func == _CLONE:
-            # made for this clone, or a copy in another type is to follow: that one is enough
-            enough = id(tensor) in self._made or master is not None or (ours and tensor.dtype != torch.float32)
-            return tensor if enough else func(*args, **named)
-        if not ours:
-            return func(*args, **named)
-        made = master.detach() if master is not None else cast(torch.Tensor, func(*args, **named))
-        if made.data_ptr() == tensor.data_ptr():
-            return made.clone() if tensor.dtype != torch.float32 else made
-        self._made[id(made)] = made
-        return made
+    def made(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """The master, never the memory of the weights."""
+        if self.master is not None:
+            return self.master.detach()
+        made = cast(torch.Tensor, self.plain.to(*args, **kwargs))  # type: ignore[call-overload]
+        return made.clone() if made.data_ptr() == self.plain.data_ptr() else made
 
 
-_CLONE: object = torch.Tensor.clone
-_TO: object = torch.Tensor.to
+class _Partition(_Weights):
+    """Stages 1 and 2 write `partition.detach().clone().to(device, dtype)`."""
+
+    def detach(self) -> torch.Tensor:
+        """Itself."""
+        return self
+
+    def clone(self, *, memory_format: torch.memory_format | None = None) -> torch.Tensor:
+        """Itself: a copy follows."""
+        return self
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """The master."""
+        return self.made(*args, **kwargs)
+
+
+class _SubGroup(_Weights):
+    """Stage 3 writes `flat.to(device, dtype)`, and `.clone().detach()` of that."""
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """The master, to be cloned."""
+        return _Made.of(self.made(*args, **kwargs), None)
+
+
+class _Made(_Weights):
+    """A master that stage 3 is about to clone."""
+
+    def clone(self, *, memory_format: torch.memory_format | None = None) -> torch.Tensor:
+        """The master."""
+        return self.plain
 
 
 def _flattened(tensors: Sequence[nn.Parameter], alignment: int) -> torch.Tensor:

@@ -31,19 +31,21 @@ def slice_digest(values: torch.Tensor, start: int = 0) -> torch.Tensor:
     Returns:
         A 0-dimensional int64 tensor on the device of `values`.
     """
-    total = torch.zeros((), dtype=torch.int64, device=values.device)
     weights = _weights(values.device)
+    parts: list[torch.Tensor] = []
     for first, words in _words(values.detach().reshape(-1).contiguous(), start):
         block, offset = divmod(first, _BLOCK)
         if offset or words.numel() < _BLOCK:
-            part = words * weights[offset : offset + words.numel()]
-            total += part.sum() * _block_weights(words.device, block, 1)[0]
+            sums, count = (words * weights[offset : offset + words.numel()]).sum(), 1
         else:
             rows = words.view(-1, _BLOCK)
             # on a CPU one pass without a buffer; integer matrices are not multiplied on CUDA
             sums = torch.mv(rows, weights) if words.device.type == "cpu" else (rows * weights).sum(dim=1)
-            total += (sums * _block_weights(words.device, block, len(rows))).sum()
-    return total
+            count = len(rows)
+        parts.append((sums * _block_weights(words.device, block, count)).sum())
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.int64, device=values.device)
 
 
 def combined_digest(digests: Mapping[str, int]) -> str:
