@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,6 +160,6 @@ class Suites:
 
 
 @pytest.fixture(scope="session")
-def suites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suites]:
+def suites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Suites:
     """Suites of cases that run on ranks; each is started at most once per session and world size."""
-    yield Suites(request.session, tmp_path_factory)
+    return Suites(request.session, tmp_path_factory)

@@ -6,10 +6,10 @@ Every such list is indexed anew; nothing else is touched, so a group that goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 
@@ -72,3 +72,12 @@ def park(schedulers: Sequence[Scheduler], groups_before: int, index: int) -> dic
         for position, scheduler in enumerate(flattened(schedulers))
         for name, values in per_group_lists(scheduler, groups_before).items()
     }
+
+
+def scheduled_rate(schedulers: Sequence[Scheduler], entries: Mapping[str, object]) -> float | None:
+    """The present learning rate of a group with these entries, where the schedule is a function of the group's own."""
+    if len(schedulers) != 1 or not isinstance(schedulers[0], LambdaLR):
+        return None
+    function, base = entries.get("0.lr_lambdas"), entries.get("0.base_lrs")
+    known = callable(function) and isinstance(base, (int, float))
+    return float(base * function(schedulers[0].last_epoch)) if known else None  # type: ignore[operator]

@@ -19,9 +19,7 @@ class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.c, self.d = (
-            nn.Linear(i, o) for i, o in zip(self.widths, self.widths[1:], strict=False)
-        )
+        self.a, self.b, self.c, self.d = (nn.Linear(i, o) for i, o in zip(self.widths, self.widths[1:], strict=False))
         self.e = nn.Linear(5, 5)
         self.even = True
 

@@ -24,7 +24,6 @@ from flash_strategies.engines.zero12 import Flat, Span, relocate
 from flash_strategies.errors import AgreementError, ProofError
 
 
-
 def template(setup: str, bf16: bool) -> dict[str, object]:
     """What flash-launch makes of one of its templates for this network."""
     whole = sum(p.numel() for p in Chain().parameters())

@@ -13,6 +13,8 @@ from engine_cases import BYTES, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 LAYER, LAYERS = 64 * 64, 20
 # DeepSpeed pads flat buffers to the world size and to alignment, and sums a norm and flags: a few numbers
 PADDING = 64

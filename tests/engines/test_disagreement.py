@@ -10,6 +10,8 @@ from engine_cases import AGREEMENT, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 DIFFERENCES = {
     "phase": "plan.phase is 'unfrozen' here and 'another' there",
     "names": "plan.groups[1].names[0] is 'c.weight' here and 'b.weight' there",

@@ -10,6 +10,8 @@ from engine_cases import LEAKS, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 # The operands of the last exchange of digests (ten integers) may live on until gloo's thread lets go of them.
 OPERANDS, OPERAND_BYTES = 2, 160
 

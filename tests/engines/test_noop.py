@@ -1,4 +1,4 @@
-"""A transition that changes nothing changes no bit of what follows: at every setup, also with offload, fp32 and bf16."""
+"""A transition that changes nothing changes no bit of what follows: every setup, also with offload, fp32 and bf16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from engine_cases import NOOP, PHASES, Case
 
 if TYPE_CHECKING:
     from conftest import Suites
+
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
 
 
 @pytest.mark.parametrize("case", NOOP, ids=lambda case: case.name)

@@ -10,6 +10,8 @@ from engine_cases import ALARMS, CALM, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 MOVED_WHILE_FROZEN = "parameter a.weight moved while frozen"
 WORDS = {
     "frozen_one": "parameter a.weight on rank 1 differs from rank 0's",

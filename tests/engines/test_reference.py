@@ -14,6 +14,8 @@ from torch import nn
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 
 @cache
 def reference() -> list[dict[str, torch.Tensor]]:

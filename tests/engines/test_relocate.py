@@ -10,6 +10,8 @@ from engine_cases import RELOCATE, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 
 @pytest.mark.parametrize("case", RELOCATE, ids=lambda case: case.name)
 def test_every_rank_ends_with_its_part_of_the_new_layout(case: Case, suites: Suites) -> None:

@@ -158,7 +158,9 @@ def trainable_backbone(strategy: str, net: str, epoch: int) -> list[str]:
 def trains(case: Case, epoch: int) -> set[str]:
     """Names of all that trains in an epoch."""
     names = {*OUTSIDE[case.net], *trainable_backbone(case.strategy, case.net, epoch)}
-    if case.strategy == "guide" and epoch < 2:  # one's own callback freezes what it names, also where the head shares it
+    if (
+        case.strategy == "guide" and epoch < 2
+    ):  # one's own callback freezes what it names, also where the head shares it
         names.discard("backbone.embed.weight")
     if case.train_bn:
         names.update(name for norm in BATCH_NORMS[case.net].values() for name in norm)

@@ -15,6 +15,8 @@ from parity_reference import Epoch, factor, rate, run, steps_per_epoch
 if TYPE_CHECKING:
     from conftest import Suites
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all of its cases
+
 # Sums over the batch are taken in another order (per rank, then over ranks), which fp32 rounds differently: 2**-24 =
 # 6e-8 relative per operation. Adam divides by the root of the second moment, so that a relative error of a gradient
 # becomes an error of (relative error * learning rate) of a weight, whatever the gradient's size. Measured over all
@@ -68,7 +70,11 @@ def test_weights_equal_the_reference(case: Case, ranks: list[Run]) -> None:
     for epoch, expected in enumerate(reference(case)):
         for name, weight in expected.weights.items():
             torch.testing.assert_close(
-                ranks[0].weights[epoch + 1][name], weight, atol=ATOL, rtol=RTOL, msg=lambda m, n=name, e=epoch: f"epoch {e}, {n}: {m}"
+                ranks[0].weights[epoch + 1][name],
+                weight,
+                atol=ATOL,
+                rtol=RTOL,
+                msg=lambda m, n=name, e=epoch: f"epoch {e}, {n}: {m}",
             )
 
 
@@ -94,7 +100,13 @@ def test_masters_moments_and_steps_equal_the_reference(case: Case, ranks: list[R
             assert torch.equal(master, ranks[0].weights[epoch + 1][name])
         for key, moment in expected.moments.items():
             scale = float(moment.abs().max())
-            torch.testing.assert_close(state[key], moment, atol=MOMENT_RTOL * scale, rtol=MOMENT_RTOL, msg=lambda m, k=key, e=epoch: f"epoch {e}, {k}: {m}")
+            torch.testing.assert_close(
+                state[key],
+                moment,
+                atol=MOMENT_RTOL * scale,
+                rtol=MOMENT_RTOL,
+                msg=lambda m, k=key, e=epoch: f"epoch {e}, {k}: {m}",
+            )
         for rank in ranks:
             assert rank.counts[epoch] == expected.steps
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from flash_strategies.digest import slice_digest
 from flash_strategies.errors import TransitionError
 from flash_strategies.plan import GroupPlan, Option, PhasePlan
-from flash_strategies.schedulers import Scheduler, park, reindex
+from flash_strategies.schedulers import Scheduler, flattened, park, reindex, scheduled_rate
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Parked:
     """lr, initial_lr, weight_decay, ..."""
     schedule: dict[str, object] = field(default_factory=dict)
     """The schedulers' entries for the group."""
+    progress: dict[int, float] = field(default_factory=dict)
+    """How far the learning rates of all groups had come when it was parked, by home."""
 
 
 class Engine(ABC):
@@ -164,13 +166,27 @@ class Engine(ABC):
     def _options(self, source: int | None, home: int) -> dict[str, Option]:
         if source is not None:
             return _plain_options(self.optimizer.param_groups[source])
-        options = dict(self.parked[home].options)
-        # the schedule went on while the group was parked: the live groups tell how far it is
-        live = self.optimizer.param_groups[0]
-        base, initial = live.get("initial_lr"), options.get("initial_lr")
-        if base and isinstance(initial, float):
-            options["lr"] = initial * float(live["lr"]) / float(base)
+        parked = self.parked[home]
+        options = dict(parked.options)
+        options["lr"] = self._rate(parked)
+        # schedules that cycle the momentum do so for all groups alike
+        if any(getattr(scheduler, "cycle_momentum", False) for scheduler in flattened(self.schedulers)):
+            live = _plain_options(self.optimizer.param_groups[0])
+            options.update({key: live[key] for key in ("momentum", "betas") if key in options and key in live})
         return options
+
+    def _rate(self, parked: Parked) -> Option:
+        """The learning rate of a group that was parked: its schedule went on, the live groups tell how far it is."""
+        if (scheduled := scheduled_rate(self.schedulers, parked.schedule)) is not None:
+            return scheduled
+        rate = parked.options["lr"]
+        assert isinstance(rate, float)
+        for cohort, group in zip(self.cohorts, self.optimizer.param_groups, strict=True):
+            if then := parked.progress.get(cohort.home):
+                return rate * _progress(group) / then
+        initial = parked.options.get("initial_lr")
+        live = self.optimizer.param_groups[0]
+        return initial * _progress(live) if isinstance(initial, float) and "initial_lr" in live else rate
 
     # ---- the transition
 
@@ -208,13 +224,15 @@ class Engine(ABC):
                 entries.append(group.source)
                 extra = {k: v for k, v in self.optimizer.param_groups[group.source].items() if k != "params"}
             else:
-                entries.append(self.parked.pop(group.home).schedule)
+                entries.append(self.parked[group.home].schedule)
             groups.append({**extra, **dict(group.options), "params": [self.parameters[name] for name in group.names]})
+        for home in survivors:  # several groups may have come from one that was parked
+            self.parked.pop(home, None)
         self.optimizer.param_groups[:] = groups
         reindex(self.schedulers, self.optimizer, before, entries)
         for index, group in enumerate(plan.groups):
             initial = dict(group.options).get("initial_lr")
-            for scheduler in self.schedulers:
+            for scheduler in flattened(self.schedulers):
                 bases = getattr(scheduler, "base_lrs", None)
                 if isinstance(bases, list) and len(bases) == len(plan.groups) and initial is not None:
                     bases[index] = initial
@@ -224,7 +242,8 @@ class Engine(ABC):
         for index in indices:
             home = self.cohorts[index].home
             options = _plain_options(self.optimizer.param_groups[index])
-            self.parked[home] = Parked(options, park(self.schedulers, total, index))
+            progress = {c.home: _progress(g) for c, g in zip(self.cohorts, self.optimizer.param_groups, strict=True)}
+            self.parked[home] = Parked(options, park(self.schedulers, total, index), progress)
 
     # ---- reading
 
@@ -299,13 +318,21 @@ class Engine(ABC):
         """After the first optimizer step of a phase, when every group has state; engines may have something to do."""
 
 
+def _progress(group: dict[str, object]) -> float:
+    """The part of its own learning rate that a schedule has brought a group to; the rate itself where none is kept."""
+    options = _plain_options(group)
+    rate, own = options["lr"], options.get("initial_lr")
+    assert isinstance(rate, float)
+    return rate / own if isinstance(own, float) and own else rate
+
+
 def _plain_options(group: dict[str, object]) -> dict[str, Option]:
     options: dict[str, Option] = {}
     for key, value in group.items():
         if key == "params":
             continue
-        if isinstance(value, torch.Tensor):
-            options[key] = float(value)
+        if isinstance(value, torch.Tensor) or key in ("lr", "initial_lr"):
+            options[key] = float(value)  # type: ignore[arg-type]
         elif isinstance(value, tuple):
             options[key] = tuple(float(item) for item in value)
         elif value is None or isinstance(value, (bool, int, float, str)):
