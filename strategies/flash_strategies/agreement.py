@@ -75,10 +75,11 @@ class ControlGroup:
         """Element-wise minimum and maximum over the ranks, of a CPU tensor."""
         if self._group is None:
             return values, values
-        low, high = values.clone(), values.clone()
-        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self._group)
-        dist.all_reduce(high, op=dist.ReduceOp.MAX, group=self._group)
-        return low, high
+        # one round for both: the maximum is the least in reverse order (`-` does not reverse the least integer, `~` does)
+        turned = torch.neg if values.is_floating_point() else torch.bitwise_not
+        both = torch.stack([values, turned(values)])
+        dist.all_reduce(both, op=dist.ReduceOp.MIN, group=self._group)
+        return both[0], turned(both[1])
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the ranks, of a CPU tensor; integers wrap around."""

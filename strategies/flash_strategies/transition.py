@@ -108,12 +108,13 @@ class Transitions:
         plan = engine.plan(phase, trainable, number=self.number + 1, step=step, lr=dict(lr or {}))
         fingerprint = self.control.agree(plan)
         bytes_before = engine.state_bytes()
-        digests = self.prove_equal()
-        self._prove_frozen(digests)
+        # what is frozen has its digest since the phase began
+        digests = {**self._frozen, **self.prove_equal([n for n in engine.parameters if n not in self._frozen])}
         self._release_watch()
         engine.rebuild(plan)
         self.number += 1
         after = self.prove_equal()
+        self._prove_frozen(after)
         if changed := [name for name in digests if after[name] != digests[name]]:
             raise ProofError(f"the transition to phase {phase!r} changed the weights of {_names(changed)}; stopped")
         self._remember_frozen(after)
@@ -161,13 +162,16 @@ class Transitions:
                 "gradient and a learning rate above zero; stopped, because the run would not be what its strategy says"
             )
 
-    def prove_equal(self) -> dict[str, int]:
+    def prove_equal(self, names: Sequence[str] | None = None) -> dict[str, int]:
         """Digest of each whole parameter, proved equal on all ranks.
+
+        Args:
+            names: the parameters; all of them where it is left out.
 
         Raises:
             ProofError: names the parameter and the ranks that differ.
         """
-        names = list(self.engine.parameters)
+        names = list(self.engine.parameters) if names is None else names
         local = self.engine.digests(names)
         values = torch.tensor([local.get(name, 0) for name in names], dtype=torch.int64)
         if not self.engine.replicated:
