@@ -9,6 +9,7 @@ from statistics import median
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from flash_launch.memory import peak_bytes, reset_peak
@@ -82,6 +83,7 @@ class Recorder(pl.Callback):
         self._steps_in_phase = 0
         self._began = 0.0
         self._batches = 0
+        self._rates: list[float] = []
         finetuning.listeners.append(self._on_transition)
 
     def phase_layers(self, layers: dict[str, int]) -> None:
@@ -147,6 +149,13 @@ class Recorder(pl.Callback):
             self._counter = TrafficCounter()
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note the learning rates of this step: after it, the schedule has set those of the next."""
+        groups = self._finetuning.transitions.engine.optimizer.param_groups
+        self._rates = [float(group["lr"]) for group in groups]
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
@@ -182,7 +191,7 @@ class Recorder(pl.Callback):
                 trainer,
                 kind="step",
                 **values,
-                lr=[float(group["lr"]) for group in self._finetuning.transitions.engine.optimizer.param_groups],
+                lr=self._rates,
                 step_seconds=round(seconds, 6),
                 examples_per_s=round(examples / seconds, 2) if seconds > 0 else None,
             )

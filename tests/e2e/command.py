@@ -31,11 +31,13 @@ class Answer:
     """Command lines of processes it started that are still there."""
 
 
-def flash_launch(folder: Path, *argv: str, timeout: float = 240) -> Answer:
+def flash_launch(folder: Path, *argv: str, timeout: float = 280, python_path: Path | None = None) -> Answer:
     """Run `flash-launch ARGV` in a folder, on a machine without GPUs; at the time limit it is killed, and fails."""
     mark = secrets.token_hex(8)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", _MARK: mark}
     environment.pop("PYTHONPATH", None)
+    if python_path is not None:
+        environment["PYTHONPATH"] = str(python_path)
     before = os.times().elapsed
     command = subprocess.Popen(
         [COMMAND, *argv],

@@ -17,7 +17,7 @@ from flash_launch.config import RunConfig
 from flash_launch.data.digits import Digits
 from flash_launch.tasks.image import ImageClassifier
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 BACKBONE, WHOLE = 49_680, 51_077
 BATCH_NORMS_AND_HEAD = 1_397
