@@ -75,7 +75,7 @@ class ControlGroup:
         """Element-wise minimum and maximum over the ranks, of a CPU tensor."""
         if self._group is None:
             return values, values
-        # one round for both: the maximum is the least in reverse order (`-` does not reverse the least integer, `~` does)
+        # one round for both: the maximum is the least in reverse order (`~`, since `-` does not turn the least integer)
         turned = torch.neg if values.is_floating_point() else torch.bitwise_not
         both = torch.stack([values, turned(values)])
         dist.all_reduce(both, op=dist.ReduceOp.MIN, group=self._group)
