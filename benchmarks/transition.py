@@ -30,7 +30,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -112,13 +111,12 @@ class Ranks:
             process.stdin.flush()
         return self.ready()
 
-    def stop(self) -> None:
-        """Let them end, and wait for it."""
+    def stop(self) -> list[int]:
+        """Let them end, and wait for it; their exit codes."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
-        for process in self._processes:
-            process.wait()
+        return [process.wait() for process in self._processes]
 
     def kill(self) -> None:
         """End them at once."""
@@ -144,20 +142,21 @@ def measure(case: Case, repeats: int, memory_repeats: int, folder: Path, *, rest
             ranks.do("return_freed_memory")
             ranks.do(command)
             raw[f"{name}_memory"] = [ranks.do(f"{command} memory") for _ in range(memory_repeats)]
-        again.stop()
+        codes = {"again": again.stop()}
         if restart:
             began = time.perf_counter()
             ours.do(f"save {folder}")
             saved = time.perf_counter()
-            ours.stop()
+            codes["ours"] = ours.stop()
             stopped = time.perf_counter()
             restarted = Ranks(case, folder)
             restarted.ready()
             ready = time.perf_counter()
             raw["restart"] = {"save": saved - began, "stop": stopped - saved, "start": ready - stopped}
-            restarted.stop()
+            codes["restart"] = restarted.stop()
         else:
-            ours.stop()
+            codes["ours"] = ours.stop()
+        raw["exit_codes"] = codes
     finally:
         for ranks in (ours, again, restarted):
             if ranks is not None:
@@ -225,7 +224,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average_before": os.getloadavg(),
     }
 
