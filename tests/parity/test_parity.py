@@ -20,10 +20,11 @@ pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all
 # Sums over the batch are taken in another order (per rank, then over ranks), which fp32 rounds differently: 2**-24 =
 # 6e-8 relative per operation. Adam divides by the root of the second moment, so that a relative error of a gradient
 # becomes an error of (relative error * learning rate) of a weight, whatever the gradient's size. Measured over all
-# cases: 2e-7 for weights of order 1 and 12 steps; the bound leaves room for other builds of the kernels.
-ATOL, RTOL = 2e-6, 1e-4
-# Moments are as large as gradients (or their squares) and carry gradients' own relative error.
-MOMENT_RTOL = 1e-3
+# cases, after 12 steps: 6e-7 in weights of order 1, 1.2e-7 in running statistics, 1.2e-7 in moments of order 0.1. The
+# bounds leave room for other builds of the kernels; a step too many or too few is 1e-4 to 1e-2.
+ATOL, RTOL = 2e-6, 1e-5
+# Moments carry the relative error of gradients, of the largest where sums cancel.
+MOMENT_RTOL = 1e-4
 
 FP32 = [case for case in CASES if not case.bf16]
 
