@@ -131,3 +131,27 @@ def test_parked_entries_come_back() -> None:
     reindex([schedule], optimizer, 1, [0, entries])
     assert schedule.lr_lambdas == functions
     assert schedule.base_lrs == [HEAD_LR, BACKBONE_LR]
+
+
+@pytest.mark.parametrize("kind", ["one_cycle", "lambda"])
+def test_a_rate_of_its_own_goes_on_in_the_schedules_shape(kind: str) -> None:
+    task = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    task[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    if kind == "one_cycle":
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20, cycle_momentum=False)
+    else:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    engine = DDPEngine(task, optimizer, [scheduler])
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    rates = dict.fromkeys(("0.weight", "0.bias"), 0.004)
+    engine.rebuild(engine.plan("all", list(engine.parameters), number=1, step=3, lr=rates))
+    old, new = optimizer.param_groups
+    share = 0.004 / old["lr"]
+    assert new["lr"] == 0.004
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+        assert new["lr"] == pytest.approx(old["lr"] * share, rel=1e-9)

@@ -157,7 +157,12 @@ class Engine(ABC):
     def _group(self, names: tuple[str, ...], source: int | None, home: int, lr: float | None) -> GroupPlan:
         options = self._options(source, home)
         if lr is not None:
-            options["initial_lr"] = lr
+            # a schedule goes on in its shape from the rate that was asked for
+            now = options.get("lr")
+            for key in ("initial_lr", "max_lr", "min_lr"):  # the last two are OneCycleLR's
+                bound = options.get(key)
+                if isinstance(bound, float) and isinstance(now, float) and now > 0:
+                    options[key] = bound * lr / now
             options["lr"] = lr
         shapes = tuple(self.shape(name) for name in names)
         dtype = str(self.parameters[names[0]].dtype)
