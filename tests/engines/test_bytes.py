@@ -19,6 +19,8 @@ LAYER, LAYERS = 64 * 64, 20
 # DeepSpeed pads flat buffers to the world size and to alignment, and sums a norm and flags: a few numbers
 PADDING = 64
 SCALARS = 32
+# The operands of the last exchange of digests (minimum and maximum) may live on until gloo's thread lets go of them.
+OPERANDS = 2 * 8 * LAYERS
 
 
 @pytest.mark.parametrize("state", ["frozen", "all", "refrozen"])
@@ -42,7 +44,8 @@ def test_held_and_sent_bytes_are_those_of_what_trains(case: Case, state: str, su
             assert expected <= found[told] <= expected + PADDING * 8 * LAYERS * bool(expected), told
         # what is alive in the process beside the weights; DDP in torch keeps a step count per parameter
         told = found["masters"] + found["moments"] + found["gradients"]
-        assert told + bucket <= found["live"] <= told + bucket + SCALARS + 4 * LAYERS * (state == "all")
+        rest = found["live"] - told - bucket
+        assert 0 <= rest <= SCALARS + OPERANDS + 4 * LAYERS * (state == "all")
         # what is sent
         wire = dict(found["wire"])
         most = trainable * weight + PADDING * weight * LAYERS
@@ -65,4 +68,4 @@ def test_95_percent_frozen_costs_5_percent(case: Case, suites: Suites) -> None:
             assert rank["frozen"][kind] <= 0.052 * rank["all"][kind]
             assert rank["refrozen"][kind] == rank["frozen"][kind]
         assert rank["refrozen"]["wire"] == rank["frozen"]["wire"]
-        assert rank["refrozen"]["live"] == rank["frozen"]["live"]
+        assert abs(rank["refrozen"]["live"] - rank["frozen"]["live"]) <= OPERANDS

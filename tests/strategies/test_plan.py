@@ -110,7 +110,7 @@ def test_a_rate_of_its_own_holds_through_a_schedule_within_schedules() -> None:
     of.schedulers[0].step()
     rebuilt(of, "head", "backbone.2", lr=dict.fromkeys(names(task, "backbone.2"), 4.0))
     of.schedulers[0].step()
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * 0.25, 4.0 * 0.25])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * 0.25, 4.0 * 0.5])
 
 
 def test_state_of_what_goes_on_survives_and_that_of_what_freezes_is_dropped() -> None:
