@@ -176,7 +176,14 @@ def test_ctrl_c_in_the_preflight_ends_it_without_a_traceback(tmp_path: Path) -> 
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
     )
     code = "import flash_launch.cli as cli; cli.PREFLIGHT = ('slow.py',); exit(cli.main(['--accelerator', 'cpu']))"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that started the tests in the background has them ignore Ctrl-C, which processes inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 30
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < end
