@@ -44,8 +44,8 @@ class Answer:
     """Processor time of it on this rank, all threads: says more than the clock on a machine that others use too."""
     first_step_seconds: float = 0.0
     """The first step after it, forward to proof."""
-    step_seconds: float | None = None
-    """An ordinary step, the second after it; made where memory is measured."""
+    step_seconds: float = 0.0
+    """An ordinary step, the second after it."""
     back_seconds: float = 0.0
     """The change back to half of the model."""
     peak_bytes: int | None = None
@@ -137,13 +137,13 @@ class Rank:
         if memory:
             answer.first_step_peak_bytes = self.memory.peak()
             self.memory.restart()
-            answer.step_seconds, _ = self._timed(lambda: self.step(transitions))
+        answer.step_seconds, _ = self._timed(lambda: self.step(transitions))
+        if memory:
             answer.step_peak_bytes = self.memory.peak()
         after = self.held.engine.state_bytes()
         answer.new_state_bytes = after.masters + after.moments - state.masters - state.moments
         answer.back_seconds, _ = self._timed(back)
-        if memory:
-            self.step(transitions)
+        self.step(transitions)
         return answer
 
     def _timed(self, work: Callable[[], Spent | None]) -> Spent:

@@ -10,8 +10,10 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transition.py"
-TIMES = ("ours_seconds", "again_seconds", "back_seconds", "first_step_seconds")
+TIMES = ("ours_seconds", "again_seconds", "back_seconds", "first_step_seconds", "step_seconds")
 BYTES = ("peak_bytes", "held_bytes", "first_step_peak_bytes", "step_peak_bytes", "new_state_bytes", "again_peak_bytes")
+
+pytestmark = pytest.mark.slow  # minutes on a machine that has other work too
 
 
 @pytest.fixture(scope="module")
