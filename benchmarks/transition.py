@@ -4,11 +4,14 @@ The case is freeze_unfreeze: the head and half of the model were trained for som
 peers, on the same ranks and interleaved with ours:
 
 (a) destroy the engine and initialise it again with its state kept, warm: the first time in a process is not counted,
-    nor is the time to remove what destroy() leaves behind. With DDP: DistributedDataParallel and AdamW anew.
+    nor is the time to remove what destroy() leaves behind, nor collecting garbage. With DDP: wrapper and AdamW anew.
 (b) what people do today: save, stop all processes, start them again, load. To where the next step could begin. With
     DeepSpeed only the weights can be loaded after a change of what trains (its optimizer state cannot).
 
-Every aim is a ratio of medians; a change's time is that of the slowest rank.
+Every aim is a ratio of medians; a change's time is that of the slowest rank. New state is what masters and moments the
+newly unfrozen parameters have on a rank; peaks are above the memory in use before the change. The aim for memory is
+about the change itself; what follows is shown beside it: its first step (where moments are made, and gradients, which
+are no state) and a later one.
 """
 
 from __future__ import annotations

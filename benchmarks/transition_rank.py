@@ -133,17 +133,14 @@ class Rank:
         answer.seconds, answer.cpu_seconds = self._timed(forth)
         if memory:
             answer.peak_bytes, answer.held_bytes = self.memory.peak(), self.memory.now()
-        answer.first_step_seconds, _ = self._timed(lambda: self.step(transitions))
-        if memory:
+            answer.first_step_seconds, _ = self._timed(lambda: self.step(transitions))
             answer.first_step_peak_bytes = self.memory.peak()
             self.memory.restart()
-        answer.step_seconds, _ = self._timed(lambda: self.step(transitions))
-        if memory:
+            answer.step_seconds, _ = self._timed(lambda: self.step(transitions))
             answer.step_peak_bytes = self.memory.peak()
-        after = self.held.engine.state_bytes()
-        answer.new_state_bytes = after.masters + after.moments - state.masters - state.moments
+            after = self.held.engine.state_bytes()
+            answer.new_state_bytes = after.masters + after.moments - state.masters - state.moments
         answer.back_seconds, _ = self._timed(back)
-        self.step(transitions)
         return answer
 
     def _timed(self, work: Callable[[], Spent | None]) -> Spent:
@@ -161,11 +158,17 @@ class Rank:
             torch.cuda.synchronize()
         dist.barrier()
 
-    def _ddp_again(self, groups: list[list[str]]) -> None:
-        """DistributedDataParallel and AdamW built anew; the state goes through state_dict."""
+    def _ddp_again(self, groups: list[list[str]]) -> Spent:
+        """DistributedDataParallel and AdamW built anew; the state goes through state_dict.
+
+        Returns what was spent on collecting the old wrapper as garbage: not counted, as with DeepSpeed.
+        """
         held = self.held
         names = dict(held.task.named_parameters())
+        began = _now()
         held.runner = None
+        gc.collect()
+        ended = _now()
         for name, parameter in names.items():
             parameter.grad = None
             parameter.requires_grad_(any(name in group for group in groups))
@@ -179,6 +182,7 @@ class Rank:
             held.optimizer.add_param_group({"params": [names[name] for name in group]})
         wrap(held, resolved(self.setup, held.task, self.device.type == "cuda"), init_sync=True)
         held.engine = DDPEngine(held.task, held.optimizer)
+        return ended[0] - began[0], ended[1] - began[1]
 
     def _deepspeed_again(self, groups: list[list[str]]) -> Spent:
         """destroy() and initialize(); masters, moments and steps are kept by name and copied back, rank by rank.
