@@ -21,7 +21,7 @@ from flash_launch.setups import ModelNumbers, RunNumbers, Setup, check_machine, 
 from flash_launch.tasks.backbones import suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, check_images
 from flash_launch.tasks.own import build_own, load_class
-from flash_strategies.lightning import FinetuningCallback
+from flash_strategies.lightning import FinetuningCallback, private
 from flash_strategies.phases import ResolvedPhase
 
 
@@ -173,13 +173,26 @@ def _give_optimizer(task: pl.LightningModule, config: RunConfig, *, offload: boo
             offload=offload,
             cuda=cuda,
         )
-        steps = task.trainer.estimated_stepping_batches
-        total = int(steps) if steps != float("inf") else None
+        total = _total_steps(task.trainer, config)
         schedule = build_schedule(config.lr_schedule, total_steps=total, warmup_steps=config.warmup_steps)
         scheduler = build_scheduler(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     task.configure_optimizers = configure_optimizers  # type: ignore[method-assign,assignment]
+
+
+def _total_steps(trainer: pl.Trainer, config: RunConfig) -> int | None:
+    """Optimizer steps of the whole run; None where that is not known.
+
+    A run that goes on with batches of another size has done another number of steps than these epochs would have had.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        return None
+    before = (
+        trainer.current_epoch * (int(steps) // config.max_epochs) + private.batches_done(trainer) // config.accumulate
+    )
+    return int(steps) + trainer.global_step - before
 
 
 def model_numbers(task: nn.Module, phases: tuple[ResolvedPhase, ...]) -> ModelNumbers:

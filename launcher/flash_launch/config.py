@@ -50,6 +50,7 @@ _BOUNDS: dict[str, tuple[_Check, str]] = {
     "weight_decay": _AT_LEAST_0,
     "momentum": _FRACTION,
     "warmup_steps": _AT_LEAST_0,
+    "keep_last": _AT_LEAST_1,
 }
 
 _STRATEGY_OF = {
@@ -88,6 +89,10 @@ class RunConfig(
         for name in ("strategy", "backbone", "data", "setup", "task", "weights", "output_dir"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise ConfigError(f"{option_name(name)} was given an empty text: give a value or leave the option out")
+        if self.checkpoint_every[0] < 0:
+            raise ConfigError(f"--checkpoint-every was given {self.checkpoint_every[0]}: it must be 0 or more")
+        if self.resume == "auto" and self.checkpoint_every[0] == 0:
+            raise ConfigError("--resume auto needs checkpoints, and --checkpoint-every 0 saves none: leave one out")
         self._check_strategy_options()
 
     @property

@@ -6,12 +6,25 @@ FlashLaunchError (flash_strategies.errors)
 ├── TaskError(ValueError)     a task that cannot be found or built
 ├── DataError(ValueError)     data that are missing, empty or unreadable
 ├── WeightsError(ValueError)  pretrained weights that are missing or do not fit
-└── LaunchError(RuntimeError) ranks that could not be started
+├── LaunchError(RuntimeError) ranks that could not be started
+└── FencedError(RuntimeError) an attempt of a run that another one has superseded
+
+CheckpointError is flash_strategies'.
 """
 
-from flash_strategies.errors import FlashLaunchError
+from flash_strategies.errors import CheckpointError, FlashLaunchError
 
-__all__ = ["ConfigError", "DataError", "FlashLaunchError", "LaunchError", "SetupError", "TaskError", "WeightsError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FencedError",
+    "FlashLaunchError",
+    "LaunchError",
+    "SetupError",
+    "TaskError",
+    "WeightsError",
+]
 
 
 class ConfigError(FlashLaunchError, ValueError):
@@ -36,3 +49,7 @@ class WeightsError(FlashLaunchError, ValueError):
 
 class LaunchError(FlashLaunchError, RuntimeError):
     """Ranks that could not be started."""
+
+
+class FencedError(FlashLaunchError, RuntimeError):
+    """An attempt of a run that another one has superseded."""

@@ -152,7 +152,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> tor
     """The schedule on an optimizer, to be stepped once per optimizer step; each group's learning rate is its base."""
     from torch.optim.lr_scheduler import LambdaLR
 
-    return LambdaLR(optimizer, schedule)
+    # a plain function: LambdaLR stores the fields of other objects in its state, and a run that goes on for longer
+    # would get back the length it had
+    return LambdaLR(optimizer, lambda step: schedule(step))
 
 
 def _check(total_steps: int | None, warmup_steps: int) -> None:

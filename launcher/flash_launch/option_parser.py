@@ -21,6 +21,9 @@ __all__ = ["nearest", "parse_run_options", "read_yaml", "values_from_mapping"]
 
 _TYPES: dict[str, type] = {name: hint for part in RunConfig.PARTS for name, hint in typing.get_type_hints(part).items()}
 
+_PAIRS = ("--milestones", "--checkpoint-every")
+"""Options with two values."""
+
 _OTHER_WORDS = {
     "learning-rate": "lr",
     "gpus": "procs-per-node",
@@ -153,7 +156,7 @@ def _build_parser(usage: str) -> ArgumentParser:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of --config, and the other arguments: dashes for underscores, the two milestones as one value."""
+    """The files of --config, and the other arguments: dashes for underscores, pairs as one value."""
     files: list[str] = []
     rest: list[str] = []
     arguments = list(argv)
@@ -169,11 +172,11 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             if not tail and (not arguments or arguments[0].startswith("--")):
                 raise ConfigError("--config has no value: give a YAML file, for example --config run.yaml")
             files.append(tail.removeprefix("=") or arguments.pop(0))
-        elif option == "--milestones" and not tail:
-            epochs: list[str] = []
-            while arguments and len(epochs) < 2 and not arguments[0].startswith("--") and "[" not in "".join(epochs):
-                epochs.append(arguments.pop(0))
-            rest.append(f"--milestones={epochs[0] if '[' in ''.join(epochs) else '[' + ', '.join(epochs) + ']'}")
+        elif option in _PAIRS and not tail:
+            pair: list[str] = []
+            while arguments and len(pair) < 2 and not arguments[0].startswith("--") and "[" not in "".join(pair):
+                pair += arguments.pop(0).split()
+            rest.append(f"{option}={pair[0] if '[' in ''.join(pair) else '[' + ', '.join(pair) + ']'}")
         else:
             rest.append(("--print_config" if option == "--print-config" else option) + tail)
     return files, rest
@@ -216,8 +219,8 @@ def _explain(message: str, source: str) -> str:
     given = re.findall(r"(?:Got|Given) value: (.*)", message)
     name = key[1] if source else option_name(key[1])
     value = given[-1] if given else "a wrong value"
-    if name == "--milestones":  # as it was typed
-        value = re.sub(r"[\[\],']", "", value) or "no epochs"
+    if name in _PAIRS:  # as it was typed
+        value = re.sub(r"[\[\],']", "", value) or "nothing"
     return f"{source}{name} was given {value}: {_expected(key[1])}"
 
 
@@ -232,6 +235,8 @@ def _expected(name: str) -> str:
         bool: "true or false",
         str: "a text",
         tuple[int, int]: "two whole numbers, for example 2 5",
+        tuple[int, Literal["steps", "epochs", "minutes"]]: "a whole number and a unit, for example 500 steps, 1 epochs "
+        "or 30 minutes",
         dict[str, object]: "a mapping, for example {key: value}",
     }
     return f"it must be {words[next(member for member in members if member is not type(None))]}"

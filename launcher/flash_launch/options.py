@@ -165,10 +165,29 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """output: where the run is written"""
+    """output and checkpoints: where the run is written, and how it can go on after a stop"""
 
     output_dir: str | None = None
     """Run folder, new or empty. Default: runs/<time>-<strategy>-<random>."""
+
+    resume: Literal["never", "auto"] = "never"
+    """auto: if --output-dir holds this run already, go on from its newest checkpoint; else start it."""
+
+    checkpoint_every: tuple[int, Literal["steps", "epochs", "minutes"]] = field(
+        default=(1, "epochs"), metadata={"metavar": "N steps|epochs|minutes"}
+    )
+    """How often a checkpoint is saved; one is saved at the end and when the run is stopped, too.
+    0 epochs: never, not even then. Default: 1 epochs."""
+
+    keep_last: int = 2
+    """How many checkpoints are kept: the newest ones."""
+
+    keep_best: str | None = field(default=None, metadata={"metavar": "METRIC"})
+    """Keep also the checkpoint that followed the epoch with the best value of this metric, such as val_accuracy.
+    Lower is better for losses and errors. Default: only the newest."""
+
+    background_checkpoints: bool = True
+    """Write checkpoints while training goes on."""
 
 
 def option_name(field_name: str) -> str:

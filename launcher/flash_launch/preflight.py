@@ -1,7 +1,7 @@
 """The preflight: build everything once, on the CPU and without ranks, so that a user's mistake costs no start.
 
-`python -m flash_launch.preflight` reads a RunConfig as YAML on standard input. The last line of standard output is a
-JSON object: plan, messages and world_size; or, with exit code 2, error: one message about what the user can mend.
+`python -m flash_launch.preflight [CHECKPOINT]` reads a RunConfig as YAML on standard input; the checkpoint is the folder
+of the one to go on from. The last line of standard output is a JSON object: plan, messages and world_size; or, with exit code 2, error: one message about what the user can mend.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 
 
 def main() -> int:
@@ -22,7 +23,7 @@ def main() -> int:
     from flash_launch.errors import FlashLaunchError
 
     try:
-        result = examine(sys.stdin.read())
+        result = examine(sys.stdin.read(), sys.argv[1] if len(sys.argv) > 1 else None)
     except FlashLaunchError as error:
         result = {"error": str(error)}
     with os.fdopen(answer, "w", encoding="utf-8") as out:
@@ -30,8 +31,12 @@ def main() -> int:
     return 2 if "error" in result else 0
 
 
-def examine(text: str) -> dict[str, object]:
+def examine(text: str, checkpoint: str | None = None) -> dict[str, object]:
     """What a RunConfig as YAML comes to: plan, messages and world_size.
+
+    Args:
+        text: the YAML.
+        checkpoint: folder of the checkpoint to go on from.
 
     Raises:
         FlashLaunchError: anything that the user can mend.
@@ -44,7 +49,12 @@ def examine(text: str) -> dict[str, object]:
     procs = config.procs_per_node or 1
     world_size = config.nodes * procs
     assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config), read_data=True)
-    return {"plan": plan_json(assembly), "messages": list(assembly.notes), "world_size": world_size}
+    messages = list(assembly.notes)
+    if checkpoint is not None:
+        from flash_launch.checkpoint.fitting import check_fits
+
+        messages += check_fits(assembly, Path(checkpoint))
+    return {"plan": plan_json(assembly), "messages": messages, "world_size": world_size}
 
 
 if __name__ == "__main__":

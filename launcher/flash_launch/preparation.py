@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flash_launch import rank_guard
 from flash_launch.config import RunConfig
@@ -51,7 +52,7 @@ class Preparation:
             yield f"what follows is not known beforehand: {strategy} decides at the start of each epoch"
 
 
-def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparation:
+def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT, *, checkpoint: Path | None = None) -> Preparation:
     """Let the preflight build the task, scan the data and resolve the plan. Writes nothing.
 
     Raises:
@@ -60,7 +61,7 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT) -> Preparat
     """
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", rank_guard.LOGS)}
     done = subprocess.run(
-        [sys.executable, "-m", "flash_launch.rank_guard", *preflight],
+        [sys.executable, "-m", "flash_launch.rank_guard", *preflight, *([str(checkpoint)] if checkpoint else [])],
         input=config.to_yaml(),
         capture_output=True,
         text=True,

@@ -21,7 +21,18 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["ENDS", "LOGS", "NODE", "PARENT", "SHUTDOWN_SECONDS", "TRACEBACK_MARK", "main", "note_failure"]
+__all__ = [
+    "ENDS",
+    "LOGS",
+    "NODE",
+    "PARENT",
+    "SHUTDOWN_SECONDS",
+    "TRACEBACK_MARK",
+    "main",
+    "note_failure",
+    "note_stop",
+    "stop_requested",
+]
 
 PARENT = "FLASH_LAUNCH_PARENT"
 LOGS = "FLASH_LAUNCH_LOGS"
@@ -35,6 +46,7 @@ SHUTDOWN_SECONDS = 3
 
 _PR_SET_PDEATHSIG = 1
 _told = threading.Event()
+_stop = threading.Event()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,6 +98,16 @@ def note_failure(error: BaseException) -> None:
     )
 
 
+def note_stop(*_: object) -> None:
+    """Note, as a signal handler, that somebody asks this rank to save and stop."""
+    _stop.set()
+
+
+def stop_requested() -> bool:
+    """Whether somebody did."""
+    return _stop.is_set()
+
+
 def _begin_rank() -> None:
     """Send both streams to the log, in order: one description, opened to append, so attempts follow each other."""
     log = Path(os.environ[LOGS]) / f"{_name()}.log"
@@ -93,6 +115,7 @@ def _begin_rank() -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+    signal.signal(signal.SIGUSR1, note_stop)  # before its pid is told, at which the signal is sent
     _write(_path("pid"), os.getpid())
 
 
@@ -125,7 +148,15 @@ def _begin_agent() -> None:
                 if _exit_code(file) is None:
                     os.killpg(int(file.read_text()), signal.SIGKILL)  # a rank is the head of a session of its own
 
+    def ask_to_stop(*_: object) -> None:
+        for file in ends.glob(f"node{node}_rank*.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                if _exit_code(file) is None:
+                    os.kill(int(file.read_text()), signal.SIGUSR1)
+
     signal.signal(signal.SIGCHLD, look)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # torchrun is told to leave these two alone
+        signal.signal(number, ask_to_stop)
 
 
 def _exit_code(file: Path) -> int | None:

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from flash_launch.checkpoint.saver import RunStopped
 from flash_launch.memory import peak_bytes, reset_peak
 from flash_launch.rank_guard import note_failure
 from flash_launch.run_folder import RunFolder, append_jsonl
@@ -21,6 +22,7 @@ from flash_strategies.transition import TransitionReport
 
 # The first step of a phase is proved and makes the moments, so the traffic of a later one is counted.
 _COUNTED_STEP = 2
+_TIMES_KEPT = 1000
 
 
 @dataclass
@@ -86,6 +88,19 @@ class Recorder(pl.Callback):
         self._rates: list[float] = []
         finetuning.listeners.append(self._on_transition)
 
+    def state_dict(self) -> dict[str, object]:
+        """What was measured so far, for a checkpoint."""
+        return {"phases": [asdict(phase) for phase in self.phases], "metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """What `state_dict` gave, on another attempt."""
+        phases, metrics = state_dict["phases"], state_dict["metrics"]
+        assert isinstance(phases, list)
+        assert isinstance(metrics, dict)
+        self.phases = [PhaseRecord(**phase) for phase in phases]
+        self.metrics = metrics
+        self._steps_in_phase = self.phases[-1].steps if self.phases else 0
+
     def phase_layers(self, layers: dict[str, int]) -> None:
         """Numbers of trainable layers by phase, for the line that is printed."""
         self._layers = layers
@@ -136,6 +151,10 @@ class Recorder(pl.Callback):
 
     # ---- Lightning's hooks
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps are timed from here where a fit goes on in the middle of an epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps are timed from here."""
         self._steps_seen = trainer.global_step
@@ -175,7 +194,7 @@ class Recorder(pl.Callback):
         self._steps_in_phase += 1
         record.steps += 1
         if counted is None:
-            record.step_times.append(seconds)
+            record.step_times = [*record.step_times[-_TIMES_KEPT:], seconds]
         if self._steps_in_phase == 1 and self._report is not None:
             self._tell(trainer, self._report)
             self._report = None
@@ -213,7 +232,9 @@ class Recorder(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Note the failure before Lightning tears down, so that this rank is not timed after its victims."""
         self._stop_counting()
-        note_failure(exception)
+        self._end_phase()
+        if not isinstance(exception, RunStopped):
+            note_failure(exception)
 
     def _logged(self, trainer: pl.Trainer) -> bool:
         # short epochs are logged step by step; a float of the loss waits for the GPU, so long ones are not

@@ -6,13 +6,24 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from flash_launch.errors import ConfigError
 
-__all__ = ["RunFolder", "append_jsonl", "check_free", "create", "default_path", "read_json", "read_jsonl", "write_json"]
+__all__ = [
+    "RunFolder",
+    "append_jsonl",
+    "check_free",
+    "create",
+    "default_path",
+    "read_json",
+    "read_jsonl",
+    "rewrite_jsonl",
+    "write_json",
+    "write_text",
+]
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def attempts(self) -> Path:
+        """Folder of one file per start and restart."""
+        return self.path / "attempts"
+
+    @property
     def summary_json(self) -> Path:
         """How the run ended."""
         return self.path / "summary.json"
@@ -96,7 +112,8 @@ def check_free(path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     if (folder / "config.yaml").exists():
         raise ConfigError(
-            f"--output-dir {folder} holds another run (it has a config.yaml): give a new folder, or remove that one"
+            f"--output-dir {folder} holds another run (it has a config.yaml): go on with it by `flash-launch resume "
+            f"{folder}` or --resume auto, or give a new folder"
         )
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not above.is_dir():
@@ -122,11 +139,15 @@ def create(path: str | os.PathLike[str]) -> RunFolder:
 
 def write_json(path: Path, obj: object) -> None:
     """Write an object so that a reader, or a crash, meets the old file or the new one and never a half."""
+    write_text(path, json.dumps(obj, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for a text."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(obj, file, indent=2)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -140,6 +161,11 @@ def append_jsonl(path: Path, obj: object) -> None:
         end = file.seek(0, os.SEEK_END)
         cut = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
         file.write(b"\n" * cut + json.dumps(obj).encode() + b"\n")
+
+
+def rewrite_jsonl(path: Path, rows: Iterable[object]) -> None:
+    """Write a file of one object per line anew; a reader, or a crash, meets the old file or the new one."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> object:

@@ -111,7 +111,8 @@ def find_verdict(ranks: Sequence[RankEnd], agents: Sequence[AgentEnd]) -> Verdic
 
 def _is_consequence(end: RankEnd) -> bool:
     if end.error is None:
-        return end.exit_code in (None, 0, -signal.SIGTERM)  # SIGTERM is how an agent ends the ranks that are left
+        # SIGTERM, or its own end's SIGHUP, is how an agent ends the ranks that are left
+        return end.exit_code in (None, 0, -signal.SIGTERM, -signal.SIGHUP)
     return _CONSEQUENCE.search(end.error) is not None
 
 

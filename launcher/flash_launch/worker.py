@@ -19,12 +19,20 @@ from pytorch_lightning.strategies import Strategy
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from flash_launch.assembly import Assembly, assemble, uses_cuda
+from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
+from flash_launch.checkpoint.manifest import read as read_manifest
+from flash_launch.checkpoint.resumer import Resumer, position_in
+from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOptions
+from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
 from flash_launch.final_weights import save_weights
 from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_strategies.digest import combined_digest
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
+
+ATTEMPT = "FLASH_LAUNCH_ATTEMPT"
+"""Environment variable: the number of this attempt of the run."""
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -51,14 +59,35 @@ def main() -> None:
     if rank == 0:
         write_json(folder.deepspeed_json, assembly.engine_config)
         append_jsonl(folder.events_jsonl, {"event": "launch", "time": time.time(), "world_size": assembly.world_size})
-    train(assembly, folder)
+    attempt = next(one for one in read_attempts(folder.attempts) if one.number == int(os.environ[ATTEMPT]))
+    train(assembly, folder, attempt)
 
 
-def train(assembly: Assembly, folder: RunFolder) -> None:
+def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
     """Train, and leave the summary and the weights in the run folder."""
     config = assembly.config
     finetuning = assembly.finetuning
     recorder = Recorder(folder, finetuning, batch_size=config.batch_size)
+    options = SaverOptions(
+        Cadence(*config.checkpoint_every),
+        Keeping(config.keep_last, config.keep_best),
+        config.background_checkpoints,
+        assembly.setup.name,
+        config.batch_size,
+        config.accumulate,
+        config.timeout,
+    )
+    saver = Saver(folder, attempt, finetuning, options)
+    resumer: list[pl.Callback] = []
+    if attempt.resumed_from is not None:
+        manifest = read_manifest(folder.checkpoints / attempt.resumed_from)
+        position = position_in(
+            manifest.position,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            world_size=assembly.world_size,
+        )
+        resumer = [Resumer(folder, manifest, position, finetuning, saver)]
     recorder.phase_layers({phase.phase.name: len(phase.selection.layers) for phase in assembly.phases})
     trainer = pl.Trainer(
         max_epochs=config.max_epochs,
@@ -67,7 +96,15 @@ def train(assembly: Assembly, folder: RunFolder) -> None:
         num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
         strategy=_strategy(assembly),
         precision=_PRECISION[config.precision],  # type: ignore[arg-type]
-        callbacks=[finetuning, recorder, _ReseedPerRank(config.seed), _Progress()],
+        callbacks=[
+            EpochStart(saver),
+            finetuning,
+            _ReseedPerRank(config.seed),
+            *resumer,
+            recorder,
+            _Progress(),
+            saver,
+        ],
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         limit_train_batches=config.limit_train_batches,
@@ -78,10 +115,35 @@ def train(assembly: Assembly, folder: RunFolder) -> None:
         num_sanity_val_steps=0,
         default_root_dir=str(folder.path),
     )
-    trainer.fit(assembly.task, datamodule=assembly.data)
+    try:
+        trainer.fit(assembly.task, datamodule=assembly.data)
+    except RunStopped as stop:
+        _stop(trainer, finetuning, recorder, folder, stop)
+        return
     if trainer.interrupted:
         raise KeyboardInterrupt
+    Fence(folder.attempts, attempt.number).check()
     _finish(assembly, trainer, finetuning, recorder, folder)
+
+
+def _stop(
+    trainer: pl.Trainer, finetuning: FinetuningCallback, recorder: Recorder, folder: RunFolder, stop: RunStopped
+) -> None:
+    if trainer.is_global_zero:
+        summary = {
+            "status": "stopped",
+            "checkpoint": stop.checkpoint,
+            "metrics": recorder.metrics,
+            "phases": [phase.summary() for phase in recorder.phases],
+            "world_size": trainer.world_size,
+            "steps": stop.position.step,
+            "epochs": stop.position.epoch,
+        }
+        write_json(folder.summary_json, summary)
+        row = {"event": "stop", "time": time.time(), "step": stop.position.step, "epoch": stop.position.epoch}
+        append_jsonl(folder.events_jsonl, {**row, "checkpoint": stop.checkpoint})
+    finetuning.transitions.control.meet("the stop of the run")
+    dist.destroy_process_group()
 
 
 def _finish(

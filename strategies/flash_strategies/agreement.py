@@ -37,6 +37,11 @@ class ControlGroup:
         """The number of ranks."""
         return dist.get_world_size(self._group) if self._group is not None else 1
 
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        """The gloo group; None where there is one rank."""
+        return self._group
+
     def meet(self, where: str) -> None:
         """Wait until all ranks are here.
 

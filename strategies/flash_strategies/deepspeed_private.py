@@ -154,6 +154,20 @@ def build(engine: DeepSpeedEngine, optimizer: Optimizer, memory: dict[str, objec
     return wrapper
 
 
+def loss_scale(wrapper: ZeroWrapper) -> dict[str, float]:
+    """The numbers a loss scaler consists of (fp16; otherwise its scale is 1)."""
+    return {
+        name: float(value) for name, value in vars(wrapper.loss_scaler).items() if isinstance(value, (bool, int, float))
+    }
+
+
+def set_loss_scale(wrapper: ZeroWrapper, state: dict[str, float]) -> None:
+    """Give a loss scaler its numbers back, in their types."""
+    present = vars(wrapper.loss_scaler)
+    for name in set(state) & set(present):
+        setattr(wrapper.loss_scaler, name, type(present[name])(state[name]))
+
+
 def detach(engine: DeepSpeedEngine) -> None:
     """Cut the engine's link to its wrapper, and the wrapper's to all it holds.
 

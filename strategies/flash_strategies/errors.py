@@ -8,6 +8,7 @@ FlashLaunchError
 ├── TransitionError(RuntimeError)       a transition that could not be made
 │   ├── AgreementError                  ranks that differ about the plan, or did not come in time
 │   └── ProofError                      ranks, frozen or newly unfrozen parameters that are not as promised
+├── CheckpointError(RuntimeError)  a checkpoint that cannot be written or read, or does not fit
 └── UnsupportedVersionError(RuntimeError) a library whose private parts were not read at this version
 
 `flash_launch.errors` carries the tree on for the launcher.
@@ -44,6 +45,10 @@ class AgreementError(TransitionError):
 
 class ProofError(TransitionError):
     """Ranks are not equal, a frozen parameter moved, or an unfrozen one did not."""
+
+
+class CheckpointError(FlashLaunchError, RuntimeError):
+    """A checkpoint that cannot be written, or that is damaged, or that does not fit."""
 
 
 class UnsupportedVersionError(FlashLaunchError, RuntimeError):

@@ -59,6 +59,8 @@ class Transitions:
         self.engine = engine
         self.control = control
         self.number = 0
+        self.phase = ""
+        self.fingerprint = ""
         self._loss_scaled = loss_scaled
         self._frozen: dict[str, int] = {}
         self._pending: _Watch | None = None
@@ -67,6 +69,16 @@ class Transitions:
     def trainable(self) -> tuple[str, ...]:
         """Names of the parameters that train now."""
         return tuple(name for cohort in self.engine.cohorts for name in cohort.names)
+
+    @property
+    def frozen(self) -> Mapping[str, int]:
+        """Digest of each frozen parameter, since the phase began."""
+        return self._frozen
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Newly unfrozen parameters whose first step is not proved yet."""
+        return self._pending.names if self._pending is not None else ()
 
     def trains(self, names: Collection[str]) -> bool:
         """Whether just these train now, but for what the user left out of the optimizer."""
@@ -81,6 +93,7 @@ class Transitions:
         began = time.perf_counter()
         plan = self.engine.plan(phase, self.trainable, number=0, step=0)
         fingerprint = self.control.agree(plan)
+        self.phase, self.fingerprint = phase, fingerprint
         self._remember_frozen(self.prove_equal())
         names = self.trainable
         count = self._elements(names)
@@ -113,6 +126,7 @@ class Transitions:
         self._release_watch()
         engine.rebuild(plan)
         self.number += 1
+        self.phase, self.fingerprint = phase, fingerprint
         after = self.prove_equal()
         self._prove_frozen(after)
         if changed := [name for name in digests if after[name] != digests[name]]:
@@ -134,6 +148,27 @@ class Transitions:
             bytes_before,
             engine.state_bytes(),
         )
+
+    def resume(self, phase: str, number: int, fingerprint: str, watched: Sequence[str] = ()) -> None:
+        """Go on in a phase whose groups and state the engine was given back.
+
+        Args:
+            phase: its name.
+            number: transitions so far.
+            fingerprint: of the plan that was agreed on when it began.
+            watched: newly unfrozen parameters whose first step is not proved yet.
+
+        Raises:
+            ProofError: the ranks are not equal.
+        """
+        self._release_watch()
+        self.phase, self.number, self.fingerprint = phase, number, fingerprint
+        digests = self.prove_equal()
+        self._remember_frozen(digests)
+        if watched:
+            self._pending = _Watch(self.engine, phase, watched, digests, loss_scaled=self._loss_scaled)
+        elif any(memory.kinds for memory in self.engine.memory()):
+            self.engine.after_first_step()
 
     def before_step(self) -> None:
         """When gradients are ready, before the optimizer steps."""
@@ -226,12 +261,12 @@ class _Watch:
     ) -> None:
         self.phase = phase
         self._engine = engine
-        self._names = tuple(names)
+        self.names = tuple(names)
         self._scaled = loss_scaled
-        self._before = engine.master_digests(self._names) if engine.has_masters else digests
+        self._before = engine.master_digests(self.names) if engine.has_masters else digests
         self._largest: dict[str, torch.Tensor] = {}
         self._rates: dict[str, float] = {}
-        self._hooks = [_hooked(engine.parameters[name], self._hook(name)) for name in self._names]
+        self._hooks = [_hooked(engine.parameters[name], self._hook(name)) for name in self.names]
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
         def note(gradient: torch.Tensor) -> None:
@@ -246,33 +281,33 @@ class _Watch:
 
     def verdict(self, control: ControlGroup) -> list[str] | None:
         """Names that should have moved and did not; None if no step was made that could move them."""
-        if not self._names:
+        if not self.names:
             return []
-        now = self._engine.master_digests(self._names)
-        still = {name for name in self._names if now.get(name) == self._before.get(name)}
-        moved = torch.tensor([int(name not in still) for name in self._names])
+        now = self._engine.master_digests(self.names)
+        still = {name for name in self.names if now.get(name) == self._before.get(name)}
+        moved = torch.tensor([int(name not in still) for name in self.names])
         sizes = torch.tensor(
-            [float(self._largest[n]) if n in self._largest else 0.0 for n in self._names], dtype=torch.float64
+            [float(self._largest[n]) if n in self._largest else 0.0 for n in self.names], dtype=torch.float64
         )
         largest = self._largest_weights(still)
-        weights = torch.tensor([largest.get(name, 0.0) for name in self._names], dtype=torch.float64)
+        weights = torch.tensor([largest.get(name, 0.0) for name in self.names], dtype=torch.float64)
         finite = torch.isfinite(sizes)
         sizes = torch.where(finite, sizes, torch.zeros_like(sizes))
         facts = torch.stack([moved.double(), (~finite).double(), sizes, weights])
         moved, broken, sizes, weights = control.min_max(facts)[1]
-        rates = torch.tensor([self._rates.get(n, 0.0) for n in self._names], dtype=torch.float64)
+        rates = torch.tensor([self._rates.get(n, 0.0) for n in self.names], dtype=torch.float64)
         pushed = (sizes > 0) & (rates > 0)
         if not bool(moved.any()) and (bool(broken.any()) or not bool(pushed.any())):
             return None if bool(broken.any()) or bool((rates <= 0).all()) else []
         # an update of this part of the largest weight cannot be lost in rounding
-        types = [torch.float32 if self._engine.has_masters else self._engine.parameters[n].dtype for n in self._names]
+        types = [torch.float32 if self._engine.has_masters else self._engine.parameters[n].dtype for n in self.names]
         rounding = torch.tensor([torch.finfo(dtype).eps for dtype in types], dtype=torch.float64)
         if bool(moved.any()):
             if self._scaled:
                 return []
             rounding = rounding.clamp(min=2.0**-16)  # far above it: gradients are clipped after they are seen here
         stuck = (moved == 0) & pushed & (rates * sizes.clamp(max=1.0) > weights * rounding)
-        return [name for name, bad in zip(self._names, stuck.tolist(), strict=True) if bad]
+        return [name for name, bad in zip(self.names, stuck.tolist(), strict=True) if bad]
 
     def _largest_weights(self, names: Collection[str]) -> dict[str, float]:
         return {

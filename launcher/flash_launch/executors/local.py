@@ -28,7 +28,10 @@ __all__ = ["LaunchResult", "free_port", "run_local"]
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = SHUTDOWN_SECONDS + 2
 """From telling the agents to end until they are killed, and their ranks with them."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLITE = (signal.SIGTERM, signal.SIGUSR1)
+"""Ask the ranks to finish their step, save and stop; a second one does not wait for that."""
+_SIGNALS = (signal.SIGINT, signal.SIGHUP, *_POLITE)
+_ASK_SECONDS = 1.0
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _PORTS_TRIED = 3
 
@@ -69,6 +72,16 @@ class _Signals:
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
+
+    @property
+    def hard(self) -> int | None:
+        """The signal that ends the run at once."""
+        if not self.received:
+            return None
+        if self.received[0] not in _POLITE:
+            return self.received[0]
+        rest = [number for number in self.received[1:] if number != signal.SIGUSR1]
+        return rest[0] if rest else None
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -156,21 +169,21 @@ def run_local(
             try:
                 for node in range(nodes):
                     agents.append(_start(folder, nodes, node, procs_per_node, worker, gpus, environment, port))
-                _watch(agents, signals, echo)
+                _watch(agents, signals, echo, folder)
             except OSError as error:
                 raise LaunchError(f"an agent could not be started: {error}") from error
             finally:
                 for agent in agents:
                     agent.tell(signal.SIGKILL)
                     agent.process.wait()
-            if signals.received or not _port_was_taken(agents[0], folder):
+            if signals.hard is not None or not _port_was_taken(agents[0], folder):
                 break
         else:
             raise LaunchError(f"{_PORTS_TRIED} ports one after the other were taken by others: start the run again")
         echo.finish()
     seconds = time.monotonic() - start
-    if signals.received:
-        return LaunchResult(128 + signals.received[0], None, seconds)
+    if signals.hard is not None:
+        return LaunchResult(128 + signals.hard, None, seconds)
     if all(agent.process.returncode == 0 for agent in agents):
         shutil.rmtree(folder.ends, ignore_errors=True)
         return LaunchResult(0, None, seconds)
@@ -230,18 +243,26 @@ def _start(
         return _Agent(node, process, log, log_start=output.tell())
 
 
-def _watch(agents: Sequence[_Agent], signals: _Signals, echo: _Echo) -> None:
+def _watch(agents: Sequence[_Agent], signals: _Signals, echo: _Echo, folder: RunFolder) -> None:
     """Until all agents have ended. A failed one, or a signal, ends the others; a second Ctrl-C ends them at once."""
     ending: float | None = None
+    asked = 0.0
     while None in (codes := [agent.process.poll() for agent in agents]):
-        if not signals.received:
+        if signals.hard is None:
             echo.pump()
-        if ending is None and (signals.received or any(codes)):
-            ending = time.monotonic()
+        now = time.monotonic()
+        if ending is None and (signals.hard is not None or any(codes)):
+            ending = now
             for agent in agents:
-                agent.tell(signal.SIGTERM)
+                agent.tell(signal.SIGHUP)
+        elif ending is None and signals.received and now - asked > _ASK_SECONDS:
+            asked = now  # again and again: a rank that had not started yet did not hear it
+            for agent in agents:
+                # before its ranks have told their pids, an agent may not know the signal
+                if agent.process.poll() is None and any(folder.ends.glob(f"node{agent.node}_rank*.pid")):
+                    agent.process.send_signal(signal.SIGUSR1)
         at_once = signals.received.count(signal.SIGINT) > 1
-        if ending is not None and (at_once or time.monotonic() - ending > _KILL_SECONDS):
+        if ending is not None and (at_once or now - ending > _KILL_SECONDS):
             for agent in agents:
                 agent.tell(signal.SIGKILL)  # its ranks asked the kernel to be killed with it
         time.sleep(_POLL_SECONDS)

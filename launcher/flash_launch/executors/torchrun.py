@@ -44,6 +44,8 @@ def agent_argv(
         "--rdzv-id": run_id,
         "--max-restarts": 0,
         "--shutdown-timeout": rank_guard.SHUTDOWN_SECONDS,
+        # SIGTERM and SIGUSR1 ask the ranks to save and stop: rank_guard passes them on.
+        "--signals-to-handle": "SIGINT,SIGHUP,SIGQUIT",
         # rank_guard writes the logs and tells of failures; without this, torchrun leaves folders in /tmp.
         "--log-dir": "/dev/null",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flash_strategies.digest import slice_digest
-from flash_strategies.errors import TransitionError
+from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.plan import GroupPlan, Option, PhasePlan
 from flash_strategies.schedulers import Scheduler, flattened, park, reindex, scheduled_rate
 
@@ -66,6 +66,16 @@ class Parked:
     """The schedulers' entries for the group."""
     progress: dict[int, float] = field(default_factory=dict)
     """How far the learning rates of all groups had come when it was parked, by home."""
+
+
+@dataclass(frozen=True)
+class GroupMemory:
+    """What the optimizer remembers of one param group, but for the elements themselves."""
+
+    kinds: dict[str, torch.dtype]
+    """Kinds of per-element state and their types."""
+    scalars: dict[str, float]
+    """Numbers, the same for all of the group's parameters: {"step": 12.0}."""
 
 
 class Engine(ABC):
@@ -265,8 +275,30 @@ class Engine(ABC):
         """(kind, chunk) of fp32 masters ("master") and per-element optimizer state ("exp_avg", ...) on this rank."""
 
     @abstractmethod
+    def memory(self) -> list[GroupMemory]:
+        """What the optimizer remembers, by live group.
+
+        Raises:
+            CheckpointError: of a kind that cannot be told by group.
+        """
+
     def steps(self) -> dict[str, float]:
         """The optimizer's step count by parameter name, for those that have one."""
+        return {
+            name: memory.scalars["step"]
+            for cohort, memory in zip(self.cohorts, self.memory(), strict=True)
+            for name in cohort.names
+            if "step" in memory.scalars
+        }
+
+    def options(self, index: int) -> dict[str, Option]:
+        """lr, initial_lr, weight_decay, ... of a live group."""
+        return _plain_options(self.optimizer.param_groups[index])
+
+    def home_options(self, home: int) -> dict[str, Option]:
+        """Those of any group of a home, live or parked."""
+        index = next((index for index, cohort in enumerate(self.cohorts) if cohort.home == home), None)
+        return self.options(index) if index is not None else self.parked[home].options
 
     @abstractmethod
     def state_bytes(self) -> StateBytes:
@@ -316,6 +348,25 @@ class Engine(ABC):
                 found[name] = int(slice_digest(parameter).item())
         return found
 
+    # ---- loading
+
+    @abstractmethod
+    def allocate(self, memory: Sequence[GroupMemory]) -> None:
+        """Make optimizer state of zeros for each live group, as the memory says, to be loaded into `state()`."""
+
+    def before_loading(self) -> None:  # noqa: B027
+        """Before `weights()` and `state()` are written to."""
+
+    def after_loading(self) -> None:  # noqa: B027
+        """After they were written to."""
+
+    def loss_scale(self) -> dict[str, float]:
+        """The state of a loss scaler that belongs to the engine."""
+        return {}
+
+    def set_loss_scale(self, state: dict[str, float]) -> None:  # noqa: B027
+        """Give it back; of another engine's, what is known here."""
+
     def before_step(self) -> None:  # noqa: B027
         """When gradients are ready, before the optimizer steps; engines may have something to do."""
 
@@ -343,6 +394,44 @@ def _plain_options(group: dict[str, object]) -> dict[str, Option]:
         elif value is None or isinstance(value, (bool, int, float, str)):
             options[key] = value
     return options
+
+
+def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.Size]) -> GroupMemory:
+    """What the states of one group's tensors have in common.
+
+    Raises:
+        CheckpointError: a tensor that is not per element, or numbers that differ.
+    """
+    kinds: dict[str, torch.dtype] = {}
+    scalars: dict[str, float] = {}
+    for state, shape in zip(states, shapes, strict=True):
+        for kind, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape == shape:
+                kinds[kind] = value.dtype
+            elif isinstance(value, (bool, int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+                if scalars.setdefault(kind, float(value)) != float(value):
+                    raise CheckpointError(f"the optimizer's {kind} differs between parameters of one group")
+            elif value is not None:
+                raise CheckpointError(
+                    f"the optimizer keeps {kind!r} as {_described(value)} for a parameter of shape {tuple(shape)}; "
+                    "checkpoints hold state that has an element for each of the parameter's, and numbers"
+                )
+    return GroupMemory(kinds, scalars)
+
+
+def optimizer_scalars(optimizer: Optimizer, group: Mapping[str, object], memory: GroupMemory) -> dict[str, object]:
+    """Numbers as the optimizer keeps them: torch's own as tensors, on the device where they are captured or fused."""
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return {kind: int(value) if value == int(value) else value for kind, value in memory.scalars.items()}
+    parameters = group["params"]
+    assert isinstance(parameters, list)
+    on_device = group.get("capturable") or group.get("fused")
+    device = parameters[0].device if on_device and parameters else torch.device("cpu")
+    return {kind: torch.tensor(value, dtype=torch.float32, device=device) for kind, value in memory.scalars.items()}
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def tensor_bytes(tensors: Iterator[torch.Tensor] | Sequence[torch.Tensor]) -> int:

@@ -14,7 +14,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from flash_strategies.engines.base import Chunk, Engine, StateBytes, tensor_bytes
+from flash_strategies.engines.base import (
+    Chunk,
+    Engine,
+    GroupMemory,
+    StateBytes,
+    group_memory,
+    optimizer_scalars,
+    tensor_bytes,
+)
 from flash_strategies.plan import PhasePlan
 from flash_strategies.schedulers import Scheduler
 
@@ -44,6 +52,7 @@ class DDPEngine(Engine):
         super().__init__(task, optimizer, schedulers)
         self._rewrap = rewrap
         self._wrapped = wrapped
+        self._formats: dict[str, torch.Tensor] = {}
 
     def _rebuild(self, plan: PhasePlan) -> None:
         kept = {id(self.parameters[name]) for name in plan.names}
@@ -91,15 +100,43 @@ class DDPEngine(Engine):
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                         yield kind, Chunk(name, 0, value.reshape(-1))
 
-    def steps(self) -> dict[str, float]:
-        """The step count of each parameter that was stepped."""
-        found: dict[str, float] = {}
+    def memory(self) -> list[GroupMemory]:
+        """From the state of each parameter."""
+        found = []
         for cohort in self.cohorts:
-            for name in cohort.names:
-                step = self.optimizer.state.get(self.parameters[name], {}).get("step")
-                if step is not None:
-                    found[name] = float(step)
+            parameters = [self.parameters[name] for name in cohort.names]
+            stepped = [p for p in parameters if self.optimizer.state.get(p)]
+            found.append(group_memory([self.optimizer.state[p] for p in stepped], [p.shape for p in stepped]))
         return found
+
+    def allocate(self, memory: Sequence[GroupMemory]) -> None:
+        """State for each parameter."""
+        self.optimizer.state.clear()
+        for group, remembered in zip(self.optimizer.param_groups, memory, strict=True):
+            for parameter in group["params"] if remembered.kinds or remembered.scalars else ():
+                self.optimizer.state[parameter] = optimizer_scalars(self.optimizer, group, remembered) | {
+                    kind: torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+                    for kind, dtype in remembered.kinds.items()
+                }
+
+    def before_loading(self) -> None:
+        """Give weights that do not lie in their logical order (channels_last) such memory, to be written to."""
+        self._formats = {name: p.data for name, p in self.parameters.items() if not p.is_contiguous()}
+        for name in self._formats:
+            self.parameters[name].data = self.parameters[name].data.contiguous()
+
+    @torch.no_grad()
+    def after_loading(self) -> None:
+        """Give them, and their moments, their order back."""
+        for name, data in self._formats.items():
+            parameter = self.parameters[name]
+            data.copy_(parameter.data)
+            parameter.data = data
+            state = self.optimizer.state.get(parameter, {})
+            for kind, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[kind] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        self._formats = {}
 
     def state_bytes(self) -> StateBytes:
         """Counted from the optimizer's state and the parameters' gradients."""

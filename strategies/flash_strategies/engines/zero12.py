@@ -15,7 +15,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flash_strategies import deepspeed_private as private
-from flash_strategies.engines.base import Chunk, Engine, StateBytes, tensor_bytes
+from flash_strategies.engines.base import (
+    Chunk,
+    Engine,
+    GroupMemory,
+    StateBytes,
+    group_memory,
+    optimizer_scalars,
+    tensor_bytes,
+)
 from flash_strategies.errors import TransitionError
 from flash_strategies.plan import PhasePlan
 from flash_strategies.schedulers import Scheduler
@@ -158,14 +166,34 @@ class Zero12Engine(Engine):
                     start = span.offset + begin - rank * flat.partition
                     yield kind, Chunk(span.name, begin, values[start : start + end - begin])
 
-    def steps(self) -> dict[str, float]:
-        """The group's step count, for each of its parameters."""
-        found: dict[str, float] = {}
-        for index, cohort in enumerate(self.cohorts):
-            step = self._flat(index).scalars.get("step")
-            if isinstance(step, (int, float, torch.Tensor)):
-                found.update(dict.fromkeys(cohort.names, float(step)))
-        return found
+    def memory(self) -> list[GroupMemory]:
+        """From the state of each group's partition."""
+        masters = self.engine.optimizer.single_partition_of_fp32_groups
+        return [group_memory([self.optimizer.state.get(flat, {})], [flat.shape]) for flat in masters]
+
+    def allocate(self, memory: Sequence[GroupMemory]) -> None:
+        """State for each group's partition."""
+        wrapper = self.engine.optimizer
+        self.optimizer.state.clear()
+        for index, flat in enumerate(wrapper.single_partition_of_fp32_groups):
+            self._allocate(flat, index, memory[index])
+        wrapper._hp_optimizer_states_linked = False
+        wrapper._link_all_hp_params()
+
+    def _allocate(self, flat: torch.Tensor, index: int, remembered: GroupMemory) -> None:
+        if remembered.kinds or remembered.scalars:
+            group = self.optimizer.param_groups[index]
+            self.optimizer.state[flat] = optimizer_scalars(self.optimizer, group, remembered) | {
+                kind: torch.zeros_like(flat.data, dtype=dtype) for kind, dtype in remembered.kinds.items()
+            }
+
+    def loss_scale(self) -> dict[str, float]:
+        """DeepSpeed's loss scaler."""
+        return private.loss_scale(self.engine.optimizer)
+
+    def set_loss_scale(self, state: dict[str, float]) -> None:
+        """DeepSpeed's loss scaler."""
+        private.set_loss_scale(self.engine.optimizer, state)
 
     def state_bytes(self) -> StateBytes:
         """Counted from the flat partitions, the optimizer's state and the live gradient buffers."""

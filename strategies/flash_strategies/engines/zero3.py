@@ -6,7 +6,7 @@ Each rank holds an equal slice of every parameter, so a transition never moves s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from flash_strategies import deepspeed_private as private
-from flash_strategies.engines.base import Chunk, StateBytes, tensor_bytes
+from flash_strategies.engines.base import Chunk, GroupMemory, StateBytes, group_memory, tensor_bytes
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.plan import PhasePlan
 
@@ -150,14 +150,20 @@ class Zero3Engine(Zero12Engine):
                 for kind, values in {"master": held.master.detach(), **held.moments}.items():
                     yield kind, Chunk(name, start, values[offset : offset + numel])
 
-    def steps(self) -> dict[str, float]:
-        """The group's step count, for each of its parameters."""
-        found: dict[str, float] = {}
+    def memory(self) -> list[GroupMemory]:
+        """From the state of each sub-group's flat tensor."""
+        held = [[one for one in self._held() if one.group == index] for index in range(len(self.cohorts))]
+        return [group_memory([one.state for one in group], [one.master.shape for one in group]) for group in held]
+
+    def allocate(self, memory: Sequence[GroupMemory]) -> None:
+        """State for each sub-group's flat tensor."""
+        self.optimizer.state.clear()
         for held in self._held():
-            step = held.state.get("step")
-            if isinstance(step, (int, float, torch.Tensor)):
-                found.update(dict.fromkeys(held.names, float(step)))
-        return found
+            self._allocate(held.master, held.group, memory[held.group])
+
+    def before_loading(self) -> None:
+        """Give back gathered parameters, which would go on with what was there before."""
+        self.engine.optimizer.parameter_offload.partition_all_parameters()
 
     def state_bytes(self) -> StateBytes:
         """Counted from the flat partitions (where they are not the weights themselves), state and gradient buffers."""

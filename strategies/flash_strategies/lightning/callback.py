@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.batch_norms import average_statistics, hold_in_eval
+from flash_strategies.checkpoint.engine_state import EngineState, Read, put_back, restore_schedulers
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.errors import StrategyValueError, TransitionError
@@ -42,6 +43,8 @@ class FinetuningCallback(pl.Callback):
         self._steps_seen = 0
         self._statistics_differ = False
         self._held: frozenset[str] = frozenset()
+        self.resuming = False
+        """Set before the fit by who calls `resume` in it: then the start is no event."""
 
     # ---- what subclasses say
 
@@ -86,7 +89,41 @@ class FinetuningCallback(pl.Callback):
         scaled = str(trainer.precision).startswith("16")
         self._transitions = Transitions(engine, ControlGroup(self.timeout), loss_scaled=scaled)
         self._steps_seen = trainer.global_step
-        self._tell(trainer, self._transitions.start(self.first_phase))
+        report = self._transitions.start(self.first_phase)
+        if not self.resuming:
+            self._tell(trainer, report)
+
+    def resume(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        state: EngineState,
+        read: Read,
+        schedulers: Sequence[Mapping[str, object]],
+        *,
+        in_epoch: bool,
+    ) -> None:
+        """Bring the engine to where another fit was; in a callback's `on_train_start` that comes after this one's.
+
+        Args:
+            trainer: its counters are already those of the position.
+            pl_module: the task.
+            state: the small part of the engine's state.
+            read: fills slices from the checkpoint.
+            schedulers: the `state_dict`s of the learning-rate schedulers.
+            in_epoch: the position is in the middle of an epoch, whose start is not called again.
+
+        Raises:
+            CheckpointError, ProofError: see put_back.
+        """
+        put_back(self.transitions, state, read)
+        if isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
+            trainer.strategy.adopt_new_wrapper()
+        restore_schedulers(self.transitions.engine, schedulers)
+        self._steps_seen = trainer.global_step
+        self._statistics_differ = in_epoch
+        if in_epoch:
+            self._held = hold_in_eval(pl_module, self.held_batch_norms(pl_module, trainer.current_epoch))
 
     first_phase = "start"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from flash_strategies.checkpoint.engine_state import EngineState, Read
 from flash_strategies.errors import ModulesToFreezeError
 from flash_strategies.lightning.callback import FinetuningCallback
 
@@ -122,6 +123,30 @@ class FlashBaseFinetuning(FinetuningCallback):
         self.freeze_before_training(task)
         for name, parameter in task.named_parameters():
             parameter.requires_grad_(name in self._trainable)
+
+    def resume(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        state: EngineState,
+        read: Read,
+        schedulers: Sequence[Mapping[str, object]],
+        *,
+        in_epoch: bool,
+    ) -> None:
+        """As FinetuningCallback; what trains is known from the state."""
+        self._trainable = set(state.trainable) | self.transitions.engine.left_out
+        super().resume(trainer, pl_module, state, read, schedulers, in_epoch=in_epoch)
+
+    def state_dict(self) -> dict[str, object]:
+        """The batch norms that are held in eval mode."""
+        return {"asleep": sorted(self._asleep)}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """What `state_dict` gave."""
+        asleep = state_dict["asleep"]
+        assert isinstance(asleep, list)
+        self._asleep = set(asleep)
 
     def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
         """What the user's function asks for."""

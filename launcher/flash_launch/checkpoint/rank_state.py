@@ -1,0 +1,222 @@
+"""What each rank keeps for itself: random states, callbacks, metrics, buffers that differ; one file per rank.
+
+The files are written by torch.save and read back with `weights_only=True`, so they hold plain values and tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from flash_launch.checkpoint.metric_states import merged as merged_metrics
+from flash_launch.checkpoint.metric_states import metric_states, restore_metrics
+from flash_strategies.errors import CheckpointError
+from flash_strategies.lightning import private
+
+__all__ = [
+    "RankState",
+    "file_name",
+    "load_file",
+    "merged",
+    "restore_callbacks",
+    "restore_random",
+    "restore_rest",
+    "take",
+]
+
+Values = dict[str, object]
+
+
+@dataclass(frozen=True)
+class RankState:
+    """One rank's own state."""
+
+    random: Values
+    """Python's, numpy's, torch's and the GPU's random states."""
+    callbacks: Values
+    """`state_dict` of each callback, by its state_key."""
+    hooks: Values
+    """What the task's `on_save_checkpoint` put in."""
+    datamodule: Values
+    """The data module's `state_dict`."""
+    precision: Values
+    """The precision plugin's `state_dict`: the loss scale of DDP with fp16."""
+    schedulers: list[Values]
+    """`state_dict` of each learning-rate scheduler."""
+    metrics: dict[str, Values]
+    """States of the task's metrics."""
+    logged: list[Values]
+    """What `self.log` has added up in the epoch."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Buffers that differ between ranks, such as statistics in the middle of an epoch."""
+
+    def to_bytes(self) -> bytes:
+        """As a file.
+
+        Raises:
+            CheckpointError: an object that cannot be read back safely; names whose it is.
+        """
+        values = dict(vars(self))
+        data = _saved(values)
+        try:
+            torch.load(io.BytesIO(data), weights_only=True)
+        except Exception as error:
+            raise CheckpointError(_unsafe(values) or f"the rank's state cannot be read back: {error}") from error
+        return data
+
+
+def file_name(rank: int) -> str:
+    """A rank's file in a checkpoint's folder."""
+    return f"rank_{rank:05}.pt"
+
+
+def load_file(folder: Path, rank: int) -> RankState:
+    """A rank's state.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = folder / file_name(rank)
+    try:
+        return RankState(**torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:  # torch's unpickler raises many kinds
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def take(trainer: pl.Trainer, schedulers: Sequence[Values], buffers: dict[str, Tensor]) -> RankState:
+    """This rank's state, at an optimizer-step boundary."""
+    task = trainer.lightning_module
+    hooks: Values = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "state_dict": {}}
+    task.on_save_checkpoint(hooks)
+    datamodule = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
+    callbacks = {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())}  # type: ignore[attr-defined]
+    return RankState(
+        random_states(),
+        callbacks,
+        hooks,
+        datamodule,
+        dict(trainer.precision_plugin.state_dict()),
+        list(schedulers),
+        metric_states(task),
+        private.logged_so_far(trainer),
+        buffers,
+    )
+
+
+def merged(trainer: pl.Trainer, ranks: Sequence[RankState], rank: int) -> RankState:
+    """The state of a rank that goes on with other ranks than those that saved; rank 0's where it cannot be merged."""
+    first = ranks[0]
+    buffers = {}
+    for name, value in first.buffers.items():
+        if value.is_floating_point():  # statistics: see flash_strategies.batch_norms
+            value = torch.stack([one.buffers[name].double() for one in ranks]).mean(dim=0).to(value.dtype)
+        buffers[name] = value
+    logged = [_added([one.logged[index] for one in ranks]) for index in range(len(first.logged))]
+    return RankState(
+        {},
+        first.callbacks,
+        first.hooks,
+        first.datamodule,
+        first.precision,
+        first.schedulers,
+        merged_metrics(trainer.lightning_module, [one.metrics for one in ranks], rank),
+        logged,
+        buffers,
+    )
+
+
+def restore_callbacks(trainer: pl.Trainer, state: RankState) -> None:
+    """Callbacks, data module and the task's own hook, before the engine is given back its state."""
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if (saved := state.callbacks.get(one.state_key)) is not None:
+            one.load_state_dict(saved)
+    if trainer.datamodule is not None and state.datamodule:  # type: ignore[attr-defined]
+        trainer.datamodule.load_state_dict(state.datamodule)  # type: ignore[attr-defined]
+    trainer.lightning_module.on_load_checkpoint(state.hooks)
+
+
+def restore_rest(trainer: pl.Trainer, state: RankState, *, states: bool = True) -> None:
+    """Precision, metrics, what was logged, and buffers; after the engine.
+
+    Args:
+        trainer: of the running fit.
+        state: this rank's own, or a merged one.
+        states: whether this rank takes the sums of what was logged.
+    """
+    if state.precision:
+        trainer.precision_plugin.load_state_dict(state.precision)
+    restore_metrics(trainer.lightning_module, state.metrics)
+    private.log_on(trainer, state.logged, states=states)
+    present = dict(trainer.lightning_module.named_buffers())
+    for name, value in state.buffers.items():
+        present[name].copy_(value)
+
+
+def random_states() -> Values:
+    """All random states of this process, as plain values."""
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    assert not isinstance(keys, str)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
+        "torch": torch.random.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random(states: Values) -> None:
+    """Give them back."""
+    python, numpys, cuda = states["python"], states["numpy"], states["cuda"]
+    assert isinstance(python, tuple)
+    assert isinstance(numpys, tuple)
+    assert isinstance(cuda, list)
+    random.setstate(python)
+    name, keys, position, has_gauss, cached = numpys
+    numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    torch.random.set_rng_state(states["torch"])  # type: ignore[arg-type]
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda[0])
+
+
+def _added(parts: Sequence[Values]) -> Values:
+    """One logged value of all ranks together."""
+    states = [one["state"] for one in parts]
+    result: Values = {}
+    for name, value in states[0].items() if isinstance(states[0], Mapping) else ():
+        stacked = torch.stack([torch.as_tensor(one[name]) for one in states if isinstance(one, Mapping)])
+        way = parts[0]["reduce_fx"]
+        result[name] = stacked.amax(0) if way == "max" else stacked.amin(0) if way == "min" else stacked.sum(0)
+        assert isinstance(value, Tensor)
+    return {**parts[0], "state": result}
+
+
+def _saved(values: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    return buffer.getvalue()
+
+
+def _unsafe(values: Values) -> str | None:
+    for kind, told in (
+        ("callbacks", "the callback {}'s state_dict()"),
+        ("hooks", "what on_save_checkpoint puts under {!r}"),
+        ("datamodule", "what the data module's state_dict() has under {!r}"),
+    ):
+        part = values[kind]
+        for name, value in part.items() if isinstance(part, dict) else ():
+            try:
+                torch.load(io.BytesIO(_saved(value)), weights_only=True)
+            except Exception as error:
+                return (
+                    f"{told.format(name)} holds an object that cannot be read back safely ({str(error).splitlines()[0]}"
+                    "): a checkpoint holds numbers, texts, lists, dicts and tensors"
+                )
+    return None

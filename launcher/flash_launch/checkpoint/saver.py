@@ -1,0 +1,373 @@
+"""Saves checkpoints of a running fit: when they are due, when somebody asks the run to stop, and in the background."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from flash_launch import rank_guard
+from flash_launch.checkpoint.attempts import Attempt, Fence
+from flash_launch.checkpoint.manifest import Manifest, Part, PhaseMark, Position
+from flash_launch.checkpoint.rank_state import take
+from flash_launch.checkpoint.schedule import Cadence, Keeping
+from flash_launch.checkpoint.store import Store
+from flash_launch.checkpoint.writing import Job, Written, run_job
+from flash_launch.errors import FencedError
+from flash_launch.run_folder import RunFolder, append_jsonl
+from flash_strategies.agreement import ControlGroup
+from flash_strategies.checkpoint.chunks import Slice, share, staged
+from flash_strategies.checkpoint.engine_state import WEIGHT, frozen_slices, take_out, trainable_slices
+from flash_strategies.digest import slice_digest
+from flash_strategies.errors import CheckpointError
+from flash_strategies.lightning import FinetuningCallback, ScheduledFinetuning, private
+
+__all__ = ["EpochStart", "RunStopped", "Saver", "SaverOptions"]
+
+_FENCE_SECONDS = 5.0
+BUFFER = "buffer"
+
+
+class RunStopped(BaseException):
+    """The run was asked to stop, and has saved what it needs to go on. No error, and nothing to catch."""
+
+    def __init__(self, checkpoint: str | None, position: Position) -> None:
+        super().__init__(f"stopped at {position}")
+        self.checkpoint = checkpoint
+        self.position = position
+
+
+@dataclass(frozen=True)
+class SaverOptions:
+    """What a run asks of its saver."""
+
+    cadence: Cadence
+    """When."""
+    keeping: Keeping
+    """What is kept."""
+    background: bool
+    """Write while training goes on."""
+    setup: str
+    """The setup's name."""
+    batch_size: int
+    """Samples per rank and micro batch."""
+    accumulate: int
+    """Micro batches per step."""
+    timeout: float
+    """Seconds to wait for another rank."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is being written."""
+
+    thread: threading.Thread
+    position: Position
+    stall: float
+    written: Written | None = None
+    error: BaseException | None = None
+
+
+class Saver(pl.Callback):
+    """Saves at optimizer-step boundaries. It stands behind all other callbacks; `at_epoch_start` stands before them."""
+
+    def __init__(
+        self, folder: RunFolder, attempt: Attempt, finetuning: FinetuningCallback, options: SaverOptions
+    ) -> None:
+        """Prepare.
+
+        Args:
+            folder: the run folder.
+            attempt: this attempt of the run.
+            finetuning: makes the transitions.
+            options: when and how.
+        """
+        self.metrics: dict[str, float] = {}
+        self.history: list[PhaseMark] = []
+        self._folder, self._attempt, self._finetuning, self._options = folder, attempt, finetuning, options
+        self._store, self._fence = Store(folder.checkpoints), Fence(folder.attempts, attempt.number)
+        self._control: ControlGroup | None = None
+        self._parts: dict[str, Part] = {}
+        self._pending: _Pending | None = None
+        self._written_step = attempt.resumed_step
+        self._tried_step, self._tried_at = attempt.resumed_step, time.monotonic()
+        self._looked_step, self._fence_looked = -1, time.monotonic()
+
+    # ---- Lightning's hooks
+
+    def went_on(self, position: Position, history: tuple[PhaseMark, ...], metrics: Mapping[str, float]) -> None:
+        """Another attempt saved at this position, where this one goes on."""
+        self.history, self.metrics = list(history), dict(metrics)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Get ready: a group of ranks for what goes on in the background, and what is stored already."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, rank_guard.note_stop)
+        control = self._finetuning.transitions.control
+        self._control = ControlGroup(self._options.timeout)
+        parts = self._store.parts(self._attempt.run) if control.rank == 0 else {}
+        self._parts = control.gather(parts, "the start of training")[0]  # type: ignore[assignment]
+        self._looked_step, self._tried_at = trainer.global_step, time.monotonic()
+        private.before_each_fetch(trainer, lambda: self._between_batches(trainer))
+
+    def at_epoch_start(self, trainer: pl.Trainer) -> None:
+        """At the start of an epoch, before its transition."""
+        epoch = trainer.current_epoch
+        position = Position(trainer.global_step, epoch, 0, 0)
+        if position.step == 0:
+            return
+        self._look(trainer, position, due=self._options.cadence.at_epoch(epoch))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the phase that trains now."""
+        names: Collection[str] = self._finetuning.transitions.trainable
+        if isinstance(self._finetuning, ScheduledFinetuning):  # with what the user's optimizer leaves out
+            names = self._finetuning.wanted(pl_module, trainer.current_epoch)[1]
+        mark = PhaseMark(self._finetuning.transitions.phase, trainer.current_epoch, trainable_digest(names))
+        if not self.history or self.history[-1].trainable != mark.trainable:
+            self.history.append(mark)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the epoch's metrics."""
+        self.metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if torch.as_tensor(value).numel() == 1
+        }
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end of the run, from which more epochs can follow; wait until it is written."""
+        self._finish_pending(trainer)
+        position = Position(trainer.global_step, trainer.current_epoch, 0, 0)
+        if not self._options.cadence.never and position.step > self._written_step:
+            self._save(trainer, position, last=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave no thread behind where the fit failed; it is a daemon and cannot hold up the end."""
+        self._pending = None
+
+    # ---- when
+
+    def _between_batches(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        batch = private.batches_done(trainer)
+        if batch == 0 or step == self._looked_step:
+            return
+        self._looked_step = step
+        samples = batch * self._options.batch_size * trainer.world_size
+        self._look(trainer, Position(step, trainer.current_epoch, batch, samples))
+
+    def _look(self, trainer: pl.Trainer, position: Position, *, due: bool = False) -> None:
+        """Save or stop, if any rank has a reason to; the same on all ranks."""
+        cadence = self._options.cadence
+        now = time.monotonic()
+        fenced = False
+        if trainer.is_global_zero and now - self._fence_looked > _FENCE_SECONDS:
+            self._fence_looked = now
+            fenced = self._fence.newer() is not None
+        due |= cadence.after_steps(position.step - self._tried_step) or cadence.after_seconds(now - self._tried_at)
+        own = (rank_guard.stop_requested(), due and position.step > self._tried_step, fenced)
+        flags = torch.tensor([int(flag) for flag in own])
+        stop, save, fenced_off = self._finetuning.transitions.control.min_max(flags)[1].tolist()
+        if fenced_off:
+            self._fence.check()
+            raise FencedError(f"attempt {self._attempt.number} of this run was superseded: this one stops")
+        if stop:
+            name = None
+            if not cadence.never:
+                self._finish_pending(trainer)
+                if position.step > self._written_step:
+                    self._save(trainer, position, last=True)
+                name = f"step_{position.step}"
+            raise RunStopped(name, position)
+        if save:
+            self._save(trainer, position)
+
+    # ---- how
+
+    def _save(self, trainer: pl.Trainer, position: Position, *, last: bool = False) -> None:
+        began = time.perf_counter()
+        self._finish_pending(trainer)
+        self._tried_step, self._tried_at = position.step, time.monotonic()
+        job = self._job(trainer, position)
+        control = self._control
+        assert control is not None
+        pending = _Pending(threading.Thread(), position, 0.0)
+
+        def work() -> None:
+            try:
+                pending.written = run_job(job, self._store, self._fence, self._options.keeping, control)
+            except BaseException as error:
+                pending.error = error
+
+        self._pending = pending
+        if self._options.background and not last:
+            pending.thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+            pending.thread.start()
+            pending.stall = time.perf_counter() - began
+        else:
+            work()
+            pending.stall = time.perf_counter() - began
+            self._finish_pending(trainer)
+        if job.part is not None:
+            self._parts[job.part.name] = job.part
+
+    def _finish_pending(self, trainer: pl.Trainer) -> None:
+        """Wait for the checkpoint that is being written, and tell of it.
+
+        Raises:
+            CheckpointError: the last one of the run could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if pending.thread.ident is not None:
+            pending.thread.join()
+        row: dict[str, object] = {"step": pending.position.step, "epoch": pending.position.epoch}
+        if pending.written is not None:
+            written, self._written_step = pending.written, pending.position.step
+            row |= {
+                "event": "checkpoint",
+                "name": written.name,
+                "stall": round(pending.stall, 6),
+                "seconds": round(written.seconds, 6),
+                "bytes": written.bytes,
+                "frozen_bytes": written.part_bytes,
+                "deleted": list(written.deleted),
+            }
+        else:
+            error = pending.error
+            if not isinstance(error, CheckpointError):
+                assert error is not None
+                raise error
+            self._parts = {
+                name: part for name, part in self._parts.items() if not name.startswith(f"step_{row['step']}_")
+            }
+            row |= {"event": "checkpoint_failed", "error": str(error), "stall": round(pending.stall, 6)}
+        if trainer.is_global_zero:
+            append_jsonl(self._folder.events_jsonl, {"time": time.time(), **row})
+        if pending.error is not None:
+            if trainer.is_global_zero:
+                tqdm.write(
+                    f"warning: no checkpoint at step {row['step']}: {pending.error}. The run goes on, and the "
+                    "checkpoints before are as they were"
+                )
+            if rank_guard.stop_requested():
+                raise pending.error
+
+    def _job(self, trainer: pl.Trainer, position: Position) -> Job:
+        """Copies of all that the checkpoint holds; needs other ranks only to compare buffers."""
+        transitions = self._finetuning.transitions
+        engine, control = transitions.engine, transitions.control
+        rank, world_size = control.rank, control.world_size
+        state = take_out(transitions)
+        equal, differing = self._buffers(trainer.lightning_module, control)
+        wanted = {
+            f"{WEIGHT}/{name}": _typed(engine.parameters[name], digest) for name, digest in transitions.frozen.items()
+        }
+        digests = wanted | {f"{BUFFER}/{name}": _typed(one, int(slice_digest(one))) for name, one in equal.items()}
+        where = {
+            key: part.name
+            for key, digest in digests.items()
+            for part in self._parts.values()
+            if part.digests.get(key) == digest
+        }
+        missing = [key for key in wanted if key not in where]
+        part: Part | None = None
+        part_slices: list[Slice] = []
+        buffers = [f"{BUFFER}/{name}" for name in equal]
+        if missing:
+            name = f"step_{position.step}_attempt_{self._attempt.number}"
+            new = [*missing, *(key for key in buffers if key not in where)]
+            part = Part(name, self._attempt.run, {key: digests[key] for key in new}, {})
+            where |= dict.fromkeys(new, name)
+            part_slices = staged(
+                [
+                    *frozen_slices(engine, [key.partition("/")[2] for key in missing], rank, world_size),
+                    *share(_buffer_slices(equal, [key for key in new if key in buffers]), rank, world_size),
+                ]
+            )
+        own_buffers = [key for key in buffers if key not in where]
+        slices = staged(
+            [
+                *trainable_slices(engine, rank, world_size),
+                *share(_buffer_slices(equal, own_buffers), rank, world_size),
+            ]
+        )
+        frozen: dict[str, list[str]] = {}
+        for key, part_name in where.items():
+            frozen.setdefault(part_name, []).append(key)
+        manifest = Manifest(
+            f"step_{position.step}",
+            self._attempt.run,
+            self._attempt.number,
+            position,
+            time.time(),
+            state.phase,
+            state.fingerprint,
+            tuple(self.history),
+            world_size,
+            self._options.setup,
+            self._options.batch_size,
+            self._options.accumulate,
+            self.metrics,
+            tuple(buffers),
+            frozen,
+        )
+        schedulers = [dict(scheduler.state_dict()) for scheduler in engine.schedulers]
+        own = take(trainer, schedulers, {name: one.detach().cpu().clone() for name, one in differing.items()})
+        return Job(manifest, json.dumps(state.to_json()).encode(), slices, part, part_slices, own.to_bytes())
+
+    def _buffers(
+        self, task: nn.Module, control: ControlGroup
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The task's persistent buffers: those that are equal on all ranks, and the others."""
+        buffers = persistent_buffers(task)
+        digests = torch.tensor([int(slice_digest(one)) for one in buffers.values()], dtype=torch.int64)
+        low, high = control.min_max(digests)
+        same = (low == high).tolist()
+        equal = {name: one for (name, one), alike in zip(buffers.items(), same, strict=True) if alike}
+        return equal, {name: one for name, one in buffers.items() if name not in equal}
+
+
+class EpochStart(pl.Callback):
+    """Stands before all other callbacks, so that an epoch's start is saved before its transition."""
+
+    def __init__(self, saver: Saver) -> None:
+        self._saver = saver
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the saver look."""
+        self._saver.at_epoch_start(trainer)
+
+
+def persistent_buffers(task: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are part of the task's state_dict."""
+    state = task.state_dict(keep_vars=True)
+    return {name: one for name, one in task.named_buffers() if name in state and one.numel()}
+
+
+def trainable_digest(names: Collection[str]) -> str:
+    """SHA-256 of what trains."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def _typed(tensor: torch.Tensor, digest: int) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {digest & (2**64 - 1):016x}"
+
+
+def _buffer_slices(buffers: Mapping[str, torch.Tensor], keys: list[str]) -> list[Slice]:
+    found = []
+    for key in keys:
+        one = buffers[key.partition("/")[2]]
+        found.append(Slice(key, 0, one.detach().reshape(-1), one.numel()))
+    return found
