@@ -189,9 +189,8 @@ def _total_steps(trainer: pl.Trainer, config: RunConfig) -> int | None:
     steps = trainer.estimated_stepping_batches
     if steps == float("inf"):
         return None
-    before = (
-        trainer.current_epoch * (int(steps) // config.max_epochs) + private.batches_done(trainer) // config.accumulate
-    )
+    per_epoch = int(steps) // (trainer.max_epochs or config.max_epochs)
+    before = trainer.current_epoch * per_epoch + private.batches_done(trainer) // config.accumulate
     return int(steps) + trainer.global_step - before
 
 

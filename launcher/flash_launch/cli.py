@@ -214,6 +214,7 @@ def _launch(
         procs_per_node=placement.procs_per_node,
         worker=_WORKER,
         gpus=placement.gpus,
+        stop_seconds=config.timeout,
         environment={
             **os.environ,
             # what rank 0 writes to is a log; only here is it known whether a person watches

@@ -105,10 +105,11 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
     found = Store(folder.checkpoints).newest(run, attempts, checkpoint)
     if found is None:
         return Continuation(None, False, ("no checkpoint was saved yet: the run starts again",))
-    if found.manifest.position.epoch > config.max_epochs:
+    at = found.manifest.position
+    if (begun := at.epoch + (at.batch > 0)) > config.max_epochs:
         raise ConfigError(
-            f"--max-epochs is {config.max_epochs}, but epoch {found.manifest.position.epoch} has begun: give "
-            f"{found.manifest.position.epoch} or more"
+            f"--max-epochs is {config.max_epochs}, but the run has begun {begun} epochs: give {begun} or more, or an "
+            "earlier checkpoint with --checkpoint"
         )
     return Continuation(found.manifest, False, found.notes)
 

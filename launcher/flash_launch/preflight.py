@@ -1,7 +1,8 @@
 """The preflight: build everything once, on the CPU and without ranks, so that a user's mistake costs no start.
 
-`python -m flash_launch.preflight [CHECKPOINT]` reads a RunConfig as YAML on standard input; the checkpoint is the folder
-of the one to go on from. The last line of standard output is a JSON object: plan, messages and world_size; or, with exit code 2, error: one message about what the user can mend.
+`python -m flash_launch.preflight [CHECKPOINT]` reads a RunConfig as YAML on standard input; CHECKPOINT is the folder of
+the one to go on from. The last line of standard output is a JSON object: plan, messages and world_size; or, with exit
+code 2, error: one message about what the user can mend.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from flash_launch.checkpoint.saver import RunStopped
 from flash_launch.memory import peak_bytes, reset_peak
 from flash_launch.rank_guard import note_failure
 from flash_launch.run_folder import RunFolder, append_jsonl
@@ -233,7 +232,7 @@ class Recorder(pl.Callback):
         """Note the failure before Lightning tears down, so that this rank is not timed after its victims."""
         self._stop_counting()
         self._end_phase()
-        if not isinstance(exception, RunStopped):
+        if isinstance(exception, (Exception, KeyboardInterrupt)):  # others are no failures
             note_failure(exception)
 
     def _logged(self, trainer: pl.Trainer) -> bool:

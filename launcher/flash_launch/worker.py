@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from flash_launch.assembly import Assembly, assemble, uses_cuda
 from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
 from flash_launch.checkpoint.manifest import read as read_manifest
-from flash_launch.checkpoint.resumer import Resumer, position_in
+from flash_launch.checkpoint.resumer import NothingLeft, Resumer, position_in
 from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOptions
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
@@ -79,6 +79,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
     )
     saver = Saver(folder, attempt, finetuning, options)
     resumer: list[pl.Callback] = []
+    epochs = config.max_epochs
     if attempt.resumed_from is not None:
         manifest = read_manifest(folder.checkpoints / attempt.resumed_from)
         position = position_in(
@@ -87,10 +88,11 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
             accumulate=config.accumulate,
             world_size=assembly.world_size,
         )
-        resumer = [Resumer(folder, manifest, position, finetuning, saver)]
+        resumer = [Resumer(folder, manifest, position, finetuning, saver, max_epochs=config.max_epochs)]
+        epochs = max(epochs, position.epoch + 1)  # Lightning would not begin with nothing to do, and restore nothing
     recorder.phase_layers({phase.phase.name: len(phase.selection.layers) for phase in assembly.phases})
     trainer = pl.Trainer(
-        max_epochs=config.max_epochs,
+        max_epochs=epochs,
         accelerator="cuda" if uses_cuda(config) else "cpu",
         devices=int(os.environ["LOCAL_WORLD_SIZE"]),
         num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
@@ -120,8 +122,11 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
     except RunStopped as stop:
         _stop(trainer, finetuning, recorder, folder, stop)
         return
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    except NothingLeft:
+        pass
+    else:
+        if trainer.interrupted:
+            raise KeyboardInterrupt
     Fence(folder.attempts, attempt.number).check()
     _finish(assembly, trainer, finetuning, recorder, folder)
 

@@ -57,6 +57,13 @@ if mode == "bar":
     print(f"\nthreads {os.environ['OMP_NUM_THREADS']} gpus {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 elif mode.startswith("gloo_"):
     all_reduce_until_one_is_gone(mode.removeprefix("gloo_"))
+elif mode == "until_asked":
+    from flash_launch.rank_guard import stop_requested
+
+    wait_for_all()
+    while not stop_requested():
+        time.sleep(0.02)
+    print(f"rank {rank} was asked to stop", flush=True)
 else:
     stubborn = mode.startswith("stubborn_")
     if stubborn and rank != world_size - 1:

@@ -60,7 +60,13 @@ def test_a_run_leaves_its_folder_and_can_be_repeated(here: Path, capfd: pytest.C
     assert err == ""
     (folder,) = (here / "runs").iterdir()
     assert "-freeze_unfreeze_deepspeed-" in folder.name
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "logs", "plan.json", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "attempts",
+        "config.yaml",
+        "logs",
+        "plan.json",
+        "summary.json",
+    ]
     assert json.loads((folder / "plan.json").read_text())["phases"][0]["name"] == "frozen"
     for line in (
         "flash-launch: the head is new",

@@ -174,14 +174,35 @@ def test_a_user_fault_in_a_rank_is_told_by_its_message(folder: RunFolder) -> Non
 
 
 @linux_only
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_all_ranks(launch: Callable[..., Launcher], number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [((signal.SIGINT,), 130), ((signal.SIGTERM, signal.SIGTERM), 143), ((signal.SIGUSR1, signal.SIGINT), 130)],
+)
+def test_a_signal_ends_all_ranks(
+    launch: Callable[..., Launcher], numbers: tuple[signal.Signals, ...], code: int
+) -> None:
     launcher = launch(2, 1, "sleep")
     launcher.wait_for_ranks()
-    launcher.process.send_signal(number)
+    for number in numbers:
+        launcher.process.send_signal(number)
+        time.sleep(0.3)
     exit_code, out, err = launcher.end(10)
     assert (exit_code, err) == (code, "")
     assert "Traceback" not in out
+    assert launcher.none_left()
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_that_are_asked_to_stop_end_by_themselves(
+    launch: Callable[..., Launcher], number: signal.Signals
+) -> None:
+    launcher = launch(2, 1, "until_asked")
+    launcher.wait_for_ranks()
+    launcher.process.send_signal(number)
+    exit_code, out, err = launcher.end(10)
+    assert (exit_code, err) == (0, "")
+    assert "rank 0 was asked to stop" in out
     assert launcher.none_left()
 
 

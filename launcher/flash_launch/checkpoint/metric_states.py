@@ -58,7 +58,8 @@ def merged(task: nn.Module, ranks: Sequence[Mapping[str, State]], rank: int) -> 
                 values[key] = reduction(torch.stack([part for part in parts if isinstance(part, Tensor)]))
             elif rank != 0:
                 default = metric._defaults[key]
-                values[key] = default.clone() if isinstance(default, Tensor) else []
+                # of the type that rank 0 goes on with: DeepSpeed converts metrics (float64 to float32), DDP does not
+                values[key] = default.to(_dtype(parts[0]), copy=True) if isinstance(default, Tensor) else []
             elif way == "dim_zero_sum":
                 values[key] = torch.stack([part for part in parts if isinstance(part, Tensor)]).sum(dim=0)
             elif all(isinstance(part, list) for part in parts):
@@ -70,6 +71,10 @@ def merged(task: nn.Module, ranks: Sequence[Mapping[str, State]], rank: int) -> 
         updates = [one for states in ranks if name in states and isinstance(one := states[name]["updates"], int)]
         found[name] = {"states": values, "updates": max(updates)}
     return found
+
+
+def _dtype(value: object) -> torch.dtype | None:
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _on(value: object, device: torch.device) -> object:

@@ -29,7 +29,7 @@ from flash_strategies.checkpoint.engine_state import EngineState
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import FinetuningCallback, private
 
-__all__ = ["Resumer", "position_in"]
+__all__ = ["NothingLeft", "Resumer", "position_in"]
 
 
 def position_in(saved: Position, *, batch_size: int, accumulate: int, world_size: int) -> Position:
@@ -38,11 +38,22 @@ def position_in(saved: Position, *, batch_size: int, accumulate: int, world_size
     return Position(saved.step, saved.epoch, batch, batch * batch_size * world_size)
 
 
+class NothingLeft(BaseException):
+    """The checkpoint is of the end of the run: only what comes after training is left to do."""
+
+
 class Resumer(pl.Callback):
     """Stands behind the finetuning callback and before what records; gives everything its state back."""
 
     def __init__(
-        self, folder: RunFolder, manifest: Manifest, position: Position, finetuning: FinetuningCallback, saver: Saver
+        self,
+        folder: RunFolder,
+        manifest: Manifest,
+        position: Position,
+        finetuning: FinetuningCallback,
+        saver: Saver,
+        *,
+        max_epochs: int,
     ) -> None:
         """Prepare.
 
@@ -52,7 +63,9 @@ class Resumer(pl.Callback):
             position: where to go on, in this run's batches.
             finetuning: makes the transitions.
             saver: goes on saving.
+            max_epochs: of the run.
         """
+        self._max_epochs = max_epochs
         self._folder, self._manifest, self._position = folder, manifest, position
         self._finetuning, self._saver = finetuning, saver
         self._store = Store(folder.checkpoints)
@@ -72,6 +85,7 @@ class Resumer(pl.Callback):
         Raises:
             CheckpointError: something cannot be read or does not fit.
             ProofError: the ranks are not equal.
+            NothingLeft: the run had come to its end.
         """
         began = time.perf_counter()
         at, manifest = self._position, self._manifest
@@ -121,6 +135,8 @@ class Resumer(pl.Callback):
                 "seconds": round(time.perf_counter() - began, 6),
             }
             append_jsonl(self._folder.events_jsonl, row)
+        if at.epoch >= self._max_epochs:
+            raise NothingLeft
 
     def _read(self, slices: Sequence[Slice], control: ControlGroup) -> None:
         """Fill slices from the checkpoint's folder, and from those of the parts it refers to."""

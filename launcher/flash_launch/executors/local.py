@@ -144,6 +144,7 @@ def run_local(
     environment: Mapping[str, str] | None = None,
     console: BinaryIO | None = None,
     choose_port: Callable[[], int] | None = None,
+    stop_seconds: float = 600.0,
 ) -> LaunchResult:
     """Run `nodes` x `procs_per_node` ranks on this machine until all have finished or one has failed.
 
@@ -153,6 +154,7 @@ def run_local(
         gpus: one per rank, shared out to the nodes; None leaves CUDA_VISIBLE_DEVICES alone, empty hides all.
         environment: what the agents inherit; default: this process's.
         console: where rank 0 is shown; default: standard output.
+        stop_seconds: how long the ranks have to save and stop when they are asked to, before they are ended.
         choose_port: gives a port for the ranks to meet at; another is tried if it is taken by then.
 
     Raises:
@@ -169,7 +171,7 @@ def run_local(
             try:
                 for node in range(nodes):
                     agents.append(_start(folder, nodes, node, procs_per_node, worker, gpus, environment, port))
-                _watch(agents, signals, echo, folder)
+                _watch(agents, signals, echo, folder, stop_seconds)
             except OSError as error:
                 raise LaunchError(f"an agent could not be started: {error}") from error
             finally:
@@ -243,10 +245,10 @@ def _start(
         return _Agent(node, process, log, log_start=output.tell())
 
 
-def _watch(agents: Sequence[_Agent], signals: _Signals, echo: _Echo, folder: RunFolder) -> None:
+def _watch(agents: Sequence[_Agent], signals: _Signals, echo: _Echo, folder: RunFolder, stop_seconds: float) -> None:
     """Until all agents have ended. A failed one, or a signal, ends the others; a second Ctrl-C ends them at once."""
     ending: float | None = None
-    asked = 0.0
+    asked = first_asked = 0.0
     while None in (codes := [agent.process.poll() for agent in agents]):
         if signals.hard is None:
             echo.pump()
@@ -256,6 +258,9 @@ def _watch(agents: Sequence[_Agent], signals: _Signals, echo: _Echo, folder: Run
             for agent in agents:
                 agent.tell(signal.SIGHUP)
         elif ending is None and signals.received and now - asked > _ASK_SECONDS:
+            first_asked = first_asked or now
+            if now - first_asked > stop_seconds:
+                signals.received.append(signals.received[0])
             asked = now  # again and again: a rank that had not started yet did not hear it
             for agent in agents:
                 # before its ranks have told their pids, an agent may not know the signal
