@@ -51,9 +51,12 @@ class Position:
     """Batches done in it on each rank; 0: its start, before its transition."""
     samples: int
     """Samples done in it, over all ranks."""
+    validating: bool = False
+    """The epoch's batches are all done, and its validation is not."""
 
     def __str__(self) -> str:
-        return f"step {self.step:,}, epoch {self.epoch}" + (f", batch {self.batch}" if self.batch else "")
+        within = ", before its validation" if self.validating else f", batch {self.batch}" if self.batch else ""
+        return f"step {self.step:,}, epoch {self.epoch}{within}"
 
 
 @dataclass(frozen=True)

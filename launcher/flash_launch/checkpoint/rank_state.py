@@ -5,6 +5,7 @@ The files are written by torch.save and read back with `weights_only=True`, so t
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,8 @@ class RankState:
     """States of the task's metrics."""
     logged: list[Values]
     """What `self.log` has added up in the epoch."""
+    shown: dict[str, Tensor]
+    """The last `callback_metrics`."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """Buffers that differ between ranks, such as statistics in the middle of an epoch."""
 
@@ -91,23 +94,25 @@ def load_file(folder: Path, rank: int) -> RankState:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def take(trainer: pl.Trainer, schedulers: Sequence[Values], buffers: dict[str, Tensor]) -> RankState:
-    """This rank's state, at an optimizer-step boundary."""
+def take(trainer: pl.Trainer, schedulers: Sequence[Values]) -> RankState:
+    """This rank's state, but for buffers, at an optimizer-step boundary; copies."""
     task = trainer.lightning_module
     hooks: Values = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "state_dict": {}}
     task.on_save_checkpoint(hooks)
     datamodule = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
     callbacks = {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())}  # type: ignore[attr-defined]
-    return RankState(
-        random_states(),
-        callbacks,
-        hooks,
-        datamodule,
-        dict(trainer.precision_plugin.state_dict()),
-        list(schedulers),
-        metric_states(task),
-        private.logged_so_far(trainer),
-        buffers,
+    return copy.deepcopy(
+        RankState(
+            random_states(),
+            callbacks,
+            hooks,
+            datamodule,
+            dict(trainer.precision_plugin.state_dict()),
+            list(schedulers),
+            metric_states(task),
+            private.logged_so_far(trainer),
+            {name: torch.as_tensor(value).cpu() for name, value in trainer.callback_metrics.items()},
+        )
     )
 
 
@@ -129,6 +134,7 @@ def merged(trainer: pl.Trainer, ranks: Sequence[RankState], rank: int) -> RankSt
         first.schedulers,
         merged_metrics(trainer.lightning_module, [one.metrics for one in ranks], rank),
         logged,
+        first.shown,
         buffers,
     )
 
@@ -154,6 +160,7 @@ def restore_rest(trainer: pl.Trainer, state: RankState, *, states: bool = True) 
     if state.precision:
         trainer.precision_plugin.load_state_dict(state.precision)
     restore_metrics(trainer.lightning_module, state.metrics)
+    private.remember_metrics(trainer, state.shown)
     private.log_on(trainer, state.logged, states=states)
     present = dict(trainer.lightning_module.named_buffers())
     for name, value in state.buffers.items():

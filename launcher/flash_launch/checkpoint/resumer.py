@@ -34,6 +34,8 @@ __all__ = ["NothingLeft", "Resumer", "position_in"]
 
 def position_in(saved: Position, *, batch_size: int, accumulate: int, world_size: int) -> Position:
     """A position in batches of another layout: at the last whole optimizer step before it, or at it."""
+    if saved.validating:
+        return saved
     batch = saved.samples // (batch_size * world_size) // accumulate * accumulate
     return Position(saved.step, saved.epoch, batch, batch * batch_size * world_size)
 
@@ -74,10 +76,10 @@ class Resumer(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Set the counters and the samplers, before the loaders are made."""
         at = self._position
-        private.go_on_at(trainer, epoch=at.epoch, batch=at.batch, step=at.step)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, RunData)
         data.start_at(at.epoch, at.batch)
+        private.go_on_at(trainer, epoch=at.epoch, batch=at.batch, step=at.step, validating=at.validating)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Load, and prove that the ranks are equal.
@@ -89,11 +91,14 @@ class Resumer(pl.Callback):
         """
         began = time.perf_counter()
         at, manifest = self._position, self._manifest
-        if at.batch and at.batch >= trainer.num_training_batches:
+        if at.batch and not at.validating and at.batch >= trainer.num_training_batches:
             raise CheckpointError(
                 f"the checkpoint is at batch {at.batch} of an epoch, which has {trainer.num_training_batches} batches "
                 "in this run: resume with the batch size and number of ranks that saved it"
             )
+        if at.validating:  # however many batches an epoch has in this run, they are done
+            batches = int(trainer.num_training_batches)
+            private.go_on_at(trainer, epoch=at.epoch, batch=batches, step=at.step, validating=True)
         control = self._finetuning.transitions.control
         path = self._store.path(manifest.name)
         same_ranks = control.world_size == manifest.world_size

@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from flash_launch import rank_guard
 from flash_launch.checkpoint.attempts import Attempt, Fence
 from flash_launch.checkpoint.manifest import Manifest, Part, PhaseMark, Position
-from flash_launch.checkpoint.rank_state import take
+from flash_launch.checkpoint.rank_state import RankState, take
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writing import Job, Written, run_job
@@ -101,12 +102,15 @@ class Saver(pl.Callback):
         self._written_step = attempt.resumed_step
         self._tried_step, self._tried_at = attempt.resumed_step, time.monotonic()
         self._looked_step, self._fence_looked = -1, time.monotonic()
+        self._before_validation: RankState | None = None
 
     # ---- Lightning's hooks
 
     def went_on(self, position: Position, history: tuple[PhaseMark, ...], metrics: Mapping[str, float]) -> None:
         """Another attempt saved at this position, where this one goes on."""
         self.history, self.metrics = list(history), dict(metrics)
+        if position.validating:  # the start of the next epoch is at the same step, and further
+            self._written_step = self._tried_step = position.step - 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Get ready: a group of ranks for what goes on in the background, and what is stored already."""
@@ -143,6 +147,31 @@ class Saver(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if torch.as_tensor(value).numel() == 1
         }
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take this rank's state: from here on only metrics and random numbers change, so it can be redone."""
+        counts = torch.tensor([int(count) for count in trainer.num_val_batches if count != float("inf")] or [-1])
+        low, high = self._finetuning.transitions.control.min_max(counts.sum().reshape(1))
+        at_end = private.batches_done(trainer) >= trainer.num_training_batches
+        known = bool(low == high) and float("inf") not in trainer.num_val_batches
+        self._before_validation = self._own_state(trainer) if at_end and known else None
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Do not let a stop wait for a long validation; all ranks have as many batches, so they can agree."""
+        if self._before_validation is None:
+            return
+        done = private.batches_done(trainer)
+        samples = done * self._options.batch_size * trainer.world_size
+        position = Position(trainer.global_step, trainer.current_epoch, done, samples, validating=True)
+        flag = torch.tensor([int(rank_guard.stop_requested())])
+        if bool(self._finetuning.transitions.control.min_max(flag)[1]):
+            self._stop(trainer, position)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What was taken is of the past."""
+        self._before_validation = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the run, from which more epochs can follow; wait until it is written."""
@@ -182,15 +211,18 @@ class Saver(pl.Callback):
             self._fence.check()
             raise FencedError(f"attempt {self._attempt.number} of this run was superseded: this one stops")
         if stop:
-            name = None
-            if not cadence.never:
-                self._finish_pending(trainer)
-                if position.step > self._written_step:
-                    self._save(trainer, position, last=True)
-                name = f"step_{position.step}"
-            raise RunStopped(name, position)
+            self._stop(trainer, position)
         if save:
             self._save(trainer, position)
+
+    def _stop(self, trainer: pl.Trainer, position: Position) -> NoReturn:
+        name = None
+        if not self._options.cadence.never:
+            self._finish_pending(trainer)
+            if position.step > self._written_step:
+                self._save(trainer, position, last=True)
+            name = f"step_{position.step}"
+        raise RunStopped(name, position)
 
     # ---- how
 
@@ -323,9 +355,13 @@ class Saver(pl.Callback):
             tuple(buffers),
             frozen,
         )
-        schedulers = [dict(scheduler.state_dict()) for scheduler in engine.schedulers]
-        own = take(trainer, schedulers, {name: one.detach().cpu().clone() for name, one in differing.items()})
+        own = self._before_validation or self._own_state(trainer)
+        own = replace(own, buffers={name: one.detach().cpu().clone() for name, one in differing.items()})
         return Job(manifest, json.dumps(state.to_json()).encode(), slices, part, part_slices, own.to_bytes())
+
+    def _own_state(self, trainer: pl.Trainer) -> RankState:
+        schedulers = self._finetuning.transitions.engine.schedulers
+        return take(trainer, [dict(scheduler.state_dict()) for scheduler in schedulers])
 
     def _buffers(
         self, task: nn.Module, control: ControlGroup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import cast
 
@@ -54,7 +54,7 @@ def start_deepspeed_on_cpu(strategy: DeepSpeedStrategy) -> None:
     strategy._init_deepspeed_distributed()
 
 
-def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int) -> None:
+def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int, validating: bool = False) -> None:
     """Set the counters of the training loops so that the fit, which has not begun, begins at a position.
 
     Args:
@@ -62,6 +62,7 @@ def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int) -> None:
         epoch: whose first batches may be done.
         batch: batches done in it; 0: its start, with the hooks of a start.
         step: optimizer steps done.
+        validating: the epoch's batches are all done, and its validation comes next.
     """
     loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
     for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
@@ -75,6 +76,12 @@ def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int) -> None:
         for tracker in (inner.batch_progress.total, inner.batch_progress.current):
             tracker.ready = tracker.started = tracker.processed = tracker.completed = batch  # type: ignore[attr-defined]
         loop.restarting = True
+    if validating:
+        inner.batch_progress.is_last_batch = True
+        inner._batches_that_stepped = step - 1  # counted after validation
+        # as if the first batch of the validation had been interrupted: it is run from its start
+        evaluated = inner.val_loop.batch_progress.total
+        evaluated.ready = evaluated.started = 1  # type: ignore[attr-defined]
 
 
 def batches_done(trainer: pl.Trainer) -> int:
@@ -92,6 +99,11 @@ def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
         plain()
 
     inner._on_before_fetch = wrapped  # type: ignore[method-assign]
+
+
+def remember_metrics(trainer: pl.Trainer, metrics: Mapping[str, torch.Tensor]) -> None:
+    """Let `trainer.callback_metrics` begin with these, the last ones of another fit."""
+    trainer._logger_connector._callback_metrics.update(metrics)
 
 
 _SYNCED = ("_should", "rank_zero_only")
