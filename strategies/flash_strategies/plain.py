@@ -13,11 +13,13 @@ for epoch in range(4):
         optimizer.zero_grad()
         finetuner.after_step()                                       # proves the first step of a phase
     finetuner.end_epoch()                                            # equal batch norm statistics, equal ranks
+    finetuner.save(f"checkpoints/{epoch}")                           # load() takes it on any setup and number of ranks
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -29,11 +31,20 @@ from torch.optim import Optimizer
 from flash_strategies import deepspeed_private
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.batch_norms import average_statistics, hold_in_eval, match_statistics_to_weights
+from flash_strategies.checkpoint.chunks import read_chunks, staged, write_chunks
+from flash_strategies.checkpoint.engine_state import (
+    EngineState,
+    frozen_slices,
+    put_back,
+    restore_schedulers,
+    take_out,
+    trainable_slices,
+)
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
-from flash_strategies.errors import TransitionError
+from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.phases import phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
 from flash_strategies.schedulers import Scheduler
@@ -41,6 +52,9 @@ from flash_strategies.transition import TransitionReport, Transitions
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+
+
+_SMALL = "finetuner.pt"
 
 
 class Finetuner:
@@ -187,3 +201,58 @@ class Finetuner:
         """Average batch norm statistics over the ranks and prove that the ranks are equal; the digest, in hex."""
         average_statistics(self.task, self.transitions.control)
         return self.transitions.check()
+
+    # ---- checkpoints
+
+    def save(self, folder: str | Path) -> None:
+        """Store weights, optimizer state, schedules and the phase; after `end_epoch`, on every rank.
+
+        Each rank writes its part. The folder appears when all is in it. The loop's own state (epoch, random numbers,
+        position in the data) is the loop's to keep.
+
+        Raises:
+            CheckpointError: it is there already, or cannot be written.
+        """
+        path, control, engine = Path(folder), self.transitions.control, self.transitions.engine
+        temporary = path.with_name(f".{path.name}.tmp")
+        there = control.gather(path.exists(), f"saving {path}")
+        if any(there):
+            raise CheckpointError(f"{path} is there already: save into a new folder")
+        rank, world_size = control.rank, control.world_size
+        frozen = [name for name in engine.parameters if name not in set(self.transitions.trainable)]
+        slices = [
+            *trainable_slices(engine, rank, world_size),
+            *frozen_slices(engine, frozen, rank, world_size),
+        ]
+        write_chunks(temporary, staged(slices), control.process_group)
+        if rank == 0:
+            buffers = {name: buffer.detach().cpu() for name, buffer in self.task.named_buffers()}
+            schedulers = [dict(scheduler.state_dict()) for scheduler in engine.schedulers]
+            state = take_out(self.transitions).to_json()
+            small = {"engine": state, "steps": self._steps, "schedulers": schedulers, "buffers": buffers}
+            torch.save(small, temporary / _SMALL)
+            temporary.rename(path)
+        control.meet(f"saving {path}")
+
+    def load(self, folder: str | Path) -> nn.Module:
+        """Go on from what `save` stored, on this setup and these ranks; after `ddp` or `deepspeed`, before the loop.
+
+        Returns:
+            The model to call from now on.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model, optimizer or strategy.
+        """
+        path, control = Path(folder), self.transitions.control
+        try:
+            small = torch.load(path / _SMALL, weights_only=True)
+        except Exception as error:  # torch's unpickler raises many kinds
+            raise CheckpointError(f"{path / _SMALL} cannot be read: {error}") from error
+        state = EngineState.from_json(small["engine"])
+        put_back(self.transitions, state, lambda slices: read_chunks(path, slices, control.process_group))
+        restore_schedulers(self.transitions.engine, small["schedulers"])
+        buffers = dict(self.task.named_buffers())
+        for name, value in small["buffers"].items():
+            buffers[name].copy_(value)
+        self._steps = int(small["steps"])
+        return self._model

@@ -28,8 +28,8 @@ class Task(nn.Module):
         return logits
 
 
-def train(setup: str) -> dict[str, object]:
-    """Digests at the end of each epoch, the phases seen, and all weights at the end."""
+def train(setup: str, folder: Path, *, load: Path | None = None) -> dict[str, object]:
+    """Digests at the end of each epoch, the phases seen, and all weights at the end; saves after each epoch."""
     task = Task()
     finetuner = Finetuner(task, ("unfreeze_milestones", ((1, 2), 1)), max_epochs=EPOCHS, train_bn=False, timeout=20)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
@@ -47,7 +47,14 @@ def train(setup: str) -> dict[str, object]:
     rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
     generator = torch.Generator().manual_seed(1)
     digests, trainable = [], []
-    for epoch in range(EPOCHS):
+    start = 0
+    if load is not None:
+        model = finetuner.load(load)
+        start = int(load.name) + 1
+        for _ in range(start * STEPS):  # the data that were seen
+            torch.randn(BATCH, 6, generator=generator)
+            torch.randint(0, 3, (BATCH,), generator=generator)
+    for epoch in range(start, EPOCHS):
         model = finetuner.begin_epoch(epoch)
         trainable.append(len(finetuner.transitions.trainable))
         for _ in range(STEPS):
@@ -65,6 +72,8 @@ def train(setup: str) -> dict[str, object]:
                 model.step()
             finetuner.after_step()
         digests.append(finetuner.end_epoch())
+        if load is None:
+            finetuner.save(folder / setup / str(epoch))
     weights = {}
     for name, parameter in finetuner.transitions.engine.parameters.items():
         with finetuner.transitions.engine.gathered(parameter):
@@ -83,7 +92,16 @@ def main() -> None:
         deepspeed_private.without_shm_op()
         deepspeed.utils.logger.setLevel(logging.ERROR)
         dist.init_process_group("gloo")
-    torch.save({setup: train(setup) for setup in sys.argv[2:]}, folder / f"{rank}.pt")
+    for setup in sys.argv[2:]:
+        (folder / setup).mkdir(exist_ok=True)
+    results = {setup: train(setup, folder) for setup in sys.argv[2:]}
+    # each setup goes on from what the next one saved, on both sides of an unfreeze; the first also from its own
+    setups = sys.argv[2:]
+    for setup, other in zip(setups, [*setups[1:], setups[0]], strict=True):
+        for epoch in range(EPOCHS - 1):
+            results[f"{setup} from {other} {epoch}"] = train(setup, folder, load=folder / other / str(epoch))
+        results[f"{setup} from itself"] = train(setup, folder, load=folder / setup / "0")
+    torch.save(results, folder / f"{rank}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
 

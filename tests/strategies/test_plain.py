@@ -98,3 +98,20 @@ def test_parameters_left_out_of_the_optimizer_stay_out() -> None:
     finetuner.begin_epoch(1)
     assert set(finetuner.transitions.trainable) == {"backbone.weight", "backbone.bias", "head.weight", "head.bias"}
     assert all(parameter.requires_grad for parameter in module.extra.parameters())
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_goes_on_from_its_own_checkpoint_as_if_it_had_not_stopped(ends: list[dict[str, Any]], setup: str) -> None:
+    for end in ends:
+        whole, resumed = end[setup], end[f"{setup} from itself"]
+        assert resumed["digests"] == whole["digests"][1:]
+        assert all(torch.equal(resumed["weights"][name], value) for name, value in whole["weights"].items())
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize(("setup", "other"), list(zip(SETUPS, [*SETUPS[1:], SETUPS[0]], strict=True)))
+def test_goes_on_from_another_setup(ends: list[dict[str, Any]], setup: str, other: str, epoch: int) -> None:
+    first, second = (end[f"{setup} from {other} {epoch}"] for end in ends)
+    assert first["digests"] == second["digests"]
+    for name, expected in ends[0][other]["weights"].items():
+        assert torch.allclose(first["weights"][name], expected, rtol=0, atol=TOLERANCE), name
