@@ -388,6 +388,14 @@ def take_down_partitioned(engine: DeepSpeedEngine) -> None:
         parameter.__dict__.pop("_z3_optimizer", None)
 
 
+def prepare_for_loading(engine: DeepSpeedEngine) -> None:
+    """Stage 3: give back gathered parameters and second copies of partitions, which would go on with old values."""
+    engine.optimizer.parameter_offload.partition_all_parameters()
+    for parameter in engine.module.parameters():
+        if vars(parameter).get("ds_secondary_tensor") is not None:
+            vars(parameter)["ds_secondary_tensor"] = None  # as DeepSpeed itself does after each step
+
+
 def partition_of(parameter: nn.Parameter) -> PartitionedTensor:
     """This rank's partition of a stage 3 parameter."""
     return cast(PartitionedTensor, vars(parameter)["ds_tensor"])

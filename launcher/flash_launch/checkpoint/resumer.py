@@ -119,6 +119,9 @@ class Resumer(pl.Callback):
         )
         self._read_buffers(pl_module, control)
         restore_rest(trainer, state, states=same_ranks or control.rank == 0)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if at.batch and not at.validating and not data.starts_anywhere:
+            private.skip_batches(trainer, at.batch)
         self._saver.went_on(at, manifest.phases, manifest.metrics)
         if same_ranks:
             restore_random(state.random)

@@ -103,6 +103,7 @@ class Saver(pl.Callback):
         self._tried_step, self._tried_at = attempt.resumed_step, time.monotonic()
         self._looked_step, self._fence_looked = -1, time.monotonic()
         self._before_validation: RankState | None = None
+        self._last_error = ""
 
     # ---- Lightning's hooks
 
@@ -197,6 +198,8 @@ class Saver(pl.Callback):
 
     def _look(self, trainer: pl.Trainer, position: Position, *, due: bool = False) -> None:
         """Save or stop, if any rank has a reason to; the same on all ranks."""
+        if self._pending is not None and not self._pending.thread.is_alive():
+            self._finish_pending(trainer)
         cadence = self._options.cadence
         now = time.monotonic()
         fenced = False
@@ -221,6 +224,8 @@ class Saver(pl.Callback):
             self._finish_pending(trainer)
             if position.step > self._written_step:
                 self._save(trainer, position, last=True)
+            if self._written_step < position.step:
+                raise CheckpointError(f"the run was asked to stop and cannot save, so it fails: {self._last_error}")
             name = f"step_{position.step}"
         raise RunStopped(name, position)
 
@@ -254,10 +259,11 @@ class Saver(pl.Callback):
             self._parts[job.part.name] = job.part
 
     def _finish_pending(self, trainer: pl.Trainer) -> None:
-        """Wait for the checkpoint that is being written, and tell of it.
+        """Wait for the checkpoint that is being written, and tell of it; one that failed is no reason to stop training.
 
         Raises:
-            CheckpointError: the last one of the run could not be written.
+            FencedError: a newer attempt owns the run.
+            AgreementError: another rank did not come.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -284,17 +290,15 @@ class Saver(pl.Callback):
             self._parts = {
                 name: part for name, part in self._parts.items() if not name.startswith(f"step_{row['step']}_")
             }
+            self._last_error = str(error)
             row |= {"event": "checkpoint_failed", "error": str(error), "stall": round(pending.stall, 6)}
         if trainer.is_global_zero:
             append_jsonl(self._folder.events_jsonl, {"time": time.time(), **row})
-        if pending.error is not None:
-            if trainer.is_global_zero:
-                tqdm.write(
-                    f"warning: no checkpoint at step {row['step']}: {pending.error}. The run goes on, and the "
-                    "checkpoints before are as they were"
-                )
-            if rank_guard.stop_requested():
-                raise pending.error
+        if pending.error is not None and trainer.is_global_zero:
+            tqdm.write(
+                f"warning: no checkpoint at step {row['step']}: {pending.error}. The run goes on, and the "
+                "checkpoints before are as they were"
+            )
 
     def _job(self, trainer: pl.Trainer, position: Position) -> Job:
         """Copies of all that the checkpoint holds; needs other ranks only to compare buffers."""

@@ -33,6 +33,9 @@ class ShardedLoader:
     samplers: tuple[TrainSampler | ShardedOrder[object], ...] = ()
     """The samplers of the train loaders, for `start_at`."""
 
+    starts_anywhere: bool = True
+    """Whether these samplers are all there is to know of where the loaders are."""
+
 
 def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int) -> ShardedLoader:
     """This rank's share of a loader to train on.
@@ -46,7 +49,7 @@ def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int)
             made anew.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return ShardedLoader(loader, (_left_alone(loader),) if world_size > 1 else ())
+        return ShardedLoader(loader, (_left_alone(loader),) if world_size > 1 else (), starts_anywhere=False)
     sampler, batch_size = loader.sampler, loader.batch_size
     if (own_batches := _own_batches(loader)) is not None:
         _check_length(own_batches)
@@ -58,7 +61,7 @@ def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int)
                 f"the train loader's DistributedSampler is for rank {sampler.rank} of {sampler.num_replicas}, but this "
                 f"is rank {rank} of {world_size}: leave the sampler out, it is put in for you"
             )
-        return ShardedLoader(loader)
+        return ShardedLoader(loader, starts_anywhere=False)
     order: TrainSampler | ShardedOrder[object]
     if _is_plain(loader):
         shuffle = isinstance(sampler, RandomSampler)
@@ -132,7 +135,8 @@ def map_loaders(loaders: object, shard: Callable[[object], ShardedLoader]) -> Sh
 
 def _joined(loader: object, parts: Sequence[ShardedLoader]) -> ShardedLoader:
     warnings = tuple(warning for part in parts for warning in part.warnings)
-    return ShardedLoader(loader, warnings, tuple(sampler for part in parts for sampler in part.samplers))
+    samplers = tuple(sampler for part in parts for sampler in part.samplers)
+    return ShardedLoader(loader, warnings, samplers, all(part.starts_anywhere for part in parts))
 
 
 def _own_batches(loader: DataLoader[object]) -> Iterable[list[int]] | None:

@@ -38,7 +38,7 @@ class _LoaderOwner(RunData):
             self.owner.train_dataloader(),
             lambda loader: shard_train_loader(loader, rank=rank, world_size=world_size, seed=self.seed),
         )
-        self._use(*sharded.samplers)
+        self._use(*sharded.samplers, anywhere=sharded.starts_anywhere)
         return self._noted(sharded)
 
     def val_dataloader(self) -> object:

@@ -43,6 +43,7 @@ class RunData(LightningDataModule):
         super().__init__()
         self.notes: list[str] = []
         self._start: tuple[int, int] | None = None
+        self.starts_anywhere = True
         self._samplers: tuple[TrainSampler | ShardedOrder[object], ...] = ()
 
     @property
@@ -64,14 +65,17 @@ class RunData(LightningDataModule):
             check_enough(self.val_size, world_size)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Train on in the middle of an epoch: in `epoch`, and no other, the first `batch` batches are left out."""
-        self._start = (epoch, batch)
-        self._use(*self._samplers)
+        """Train on in the middle of an epoch: in `epoch`, and no other, the first `batch` batches are left out.
 
-    def _use(self, *samplers: TrainSampler | ShardedOrder[object]) -> None:
+        Where `starts_anywhere` is false once the loaders are made, they are not: who trains must fetch and drop them.
+        """
+        self._start = (epoch, batch)
+        self._use(*self._samplers, anywhere=self.starts_anywhere)
+
+    def _use(self, *samplers: TrainSampler | ShardedOrder[object], anywhere: bool = True) -> None:
         """Take these as the samplers of the train loaders."""
-        self._samplers = samplers
-        for sampler in samplers:
+        self._samplers, self.starts_anywhere = samplers, anywhere
+        for sampler in samplers if anywhere else ():
             if self._start is not None:
                 sampler.start_at(*self._start)
 

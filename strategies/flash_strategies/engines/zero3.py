@@ -162,8 +162,8 @@ class Zero3Engine(Zero12Engine):
             self._allocate(held.master, held.group, memory[held.group])
 
     def before_loading(self) -> None:
-        """Give back gathered parameters, which would go on with what was there before."""
-        self.engine.optimizer.parameter_offload.partition_all_parameters()
+        """Give back what is gathered or copied of parameters."""
+        private.prepare_for_loading(self.engine)
 
     def state_bytes(self) -> StateBytes:
         """Counted from the flat partitions (where they are not the weights themselves), state and gradient buffers."""

@@ -89,6 +89,15 @@ def batches_done(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
+def skip_batches(trainer: pl.Trainer, count: int) -> None:
+    """Fetch and drop batches of an epoch whose loader cannot begin in its middle; before the first is fetched."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    for _ in range(count):
+        next(fetcher)
+    fetcher.fetched -= count  # Lightning adds those that were done before
+
+
 def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Call `action` before each training batch is fetched: all of the last step is done then, nothing of the next."""
     inner = trainer.fit_loop.epoch_loop
@@ -149,6 +158,9 @@ def log_on(trainer: pl.Trainer, logged: list[dict[str, object]], *, states: bool
             setattr(result, name, value)
         result._update_count = 1
         results[str(one["key"])] = result
+    if logged:
+        # else the first call of `self.log` takes its batch for the epoch's first, and sets the sums back to zero
+        trainer._logger_connector._first_loop_iter = True
 
 
 def current_epoch_is_new(trainer: pl.Trainer) -> bool:
