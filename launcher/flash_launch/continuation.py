@@ -11,7 +11,7 @@ from flash_launch.errors import ConfigError
 from flash_launch.options import option_name
 from flash_launch.run_folder import RunFolder, read_json, read_jsonl, rewrite_jsonl
 
-__all__ = ["Continuation", "continued", "find", "trim_metrics"]
+__all__ = ["Continuation", "check_can_go_on", "continued", "find", "trim_metrics"]
 
 MAY_CHANGE = frozenset(
     (
@@ -81,6 +81,19 @@ def _first_epochs(config: RunConfig) -> list[int]:
     return [phase.first_epoch for phase in config.strategy_spec().strategy.phases(config.max_epochs)]
 
 
+def check_can_go_on(folder: RunFolder) -> None:
+    """Check that a run folder has attempts.
+
+    Raises:
+        ConfigError: it is of a version without.
+    """
+    if not read_attempts(folder.attempts):
+        raise ConfigError(
+            f"{folder.path} holds a run without {folder.attempts.name}/, of a version of flash-launch that saved no "
+            "checkpoints: start it again in another folder, with --config and its config.yaml"
+        )
+
+
 def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) -> Continuation:
     """Where the run in a folder goes on.
 
@@ -91,14 +104,9 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
 
     Raises:
         CheckpointError: there are checkpoints, and none that can be used.
-        ConfigError: the folder is of a version without attempts.
+        ConfigError: more epochs have begun than the run is to have.
     """
     attempts = read_attempts(folder.attempts)
-    if not attempts:
-        raise ConfigError(
-            f"{folder.path} holds a run without {folder.attempts.name}/, of a version of flash-launch that saved no "
-            "checkpoints: start it again in another folder, with --config and its config.yaml"
-        )
     run = next((one.run for one in reversed(attempts) if one.run), "")
     if checkpoint is None and _finished_epochs(folder) >= config.max_epochs:
         return Continuation(None, True, ())

@@ -228,6 +228,36 @@ AT_ONCE: tuple[Row, ...] = (
         "--max-epochs 3 or more, or two epochs of the run with --milestones",
     ),
     Row(
+        "--checkpoint-every 5",
+        "--checkpoint-every was given 5: it must be a whole number and a unit, for example 500 steps, 1 epochs or "
+        "30 minutes",
+    ),
+    Row("--checkpoint-every -1 steps", "--checkpoint-every was given -1: it must be 0 or more"),
+    Row("--keep-last 0", "--keep-last was given 0: it must be 1 or more"),
+    Row("--resume auto", "--resume auto needs --output-dir: the folder of the run to start or to go on with"),
+    Row(
+        "--resume auto --output-dir a --checkpoint-every 0 epochs",
+        "--resume auto needs checkpoints, and --checkpoint-every 0 saves none: leave one out",
+    ),
+    Row("resume a", "resume was given a, which is no run folder: it has no config.yaml"),
+    Row("resume a", "{here}/a/config.yaml: unknown key 'lrr': did you mean lr?", {"a/config.yaml": "lrr: 1"}),
+    Row(
+        "resume a",
+        "{here}/a holds a run without attempts/, of a version of flash-launch that saved no checkpoints: start it "
+        "again in another folder, with --config and its config.yaml",
+        {"a/config.yaml": "lr: 1"},
+    ),
+    Row(
+        "resume a --output-dir b",
+        "resume RUN goes on in RUN: leave --output-dir and --resume out",
+        {"a/config.yaml": "lr: 1"},
+    ),
+    Row(
+        "resume a --checkpoint",
+        "--checkpoint has no value: give the step of a checkpoint, for example --checkpoint 120",
+        {"a/config.yaml": "lr: 1"},
+    ),
+    Row(
         f"{MILESTONES} --milestones 3",
         "--milestones was given 3: it must be two whole numbers, for example 2 5",
     ),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +34,19 @@ class Answer:
     """Command lines of processes it started that are still there."""
 
 
-def flash_launch(folder: Path, *argv: str, timeout: float = 280, python_path: Path | None = None) -> Answer:
-    """Run `flash-launch ARGV` in a folder, on a machine without GPUs; at the time limit it is killed, and fails."""
+def flash_launch(
+    folder: Path,
+    *argv: str,
+    timeout: float = 280,
+    python_path: Path | None = None,
+    send: signal.Signals | None = None,
+    when: Callable[[], bool] = lambda: True,
+) -> Answer:
+    """Run `flash-launch ARGV` in a folder, on a machine without GPUs; at the time limit it is killed, and fails.
+
+    Args:
+        send: a signal that the command gets once `when` is true.
+    """
     mark = secrets.token_hex(8)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", _MARK: mark}
     environment.pop("PYTHONPATH", None)
@@ -48,6 +62,11 @@ def flash_launch(folder: Path, *argv: str, timeout: float = 280, python_path: Pa
         stderr=subprocess.PIPE,
         text=True,
     )
+    while send is not None and command.poll() is None:
+        if when():
+            command.send_signal(send)
+            break
+        time.sleep(0.02)
     try:
         out, err = command.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

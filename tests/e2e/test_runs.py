@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from flash_launch.config import RunConfig
 from flash_launch.data.digits import Digits
+from flash_launch.run_folder import read_jsonl
 from flash_launch.tasks.image import ImageClassifier
 
 pytestmark = pytest.mark.timeout(600)
@@ -41,6 +43,11 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         return self.json("summary.json")["metrics"]  # type: ignore[return-value]
+
+
+def read(file: Path) -> list[dict[str, object]]:
+    """The rows of a file of one object per line, if it is there yet."""
+    return list(read_jsonl(file))
 
 
 def finished(folder: Path, *argv: str) -> Run:
@@ -163,9 +170,22 @@ def test_the_weights_load_into_a_fresh_task_and_score_the_same(demo: Run) -> Non
     assert accuracy == pytest.approx(demo.metrics["val_accuracy"], abs=1e-6)
 
 
-def test_its_configuration_repeats_it_bit_for_bit(demo: Run, tmp_path: Path) -> None:
+def test_one_command_starts_it_stops_and_goes_on_bit_for_bit(demo: Run, tmp_path: Path) -> None:
     shutil.copy(demo.path / "config.yaml", tmp_path / "config.yaml")
-    again = finished(tmp_path, "--config", "config.yaml")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    command = ("--config", "config.yaml", "--resume", "auto")
+    stopped = flash_launch(
+        tmp_path, *command, "--output-dir", "run", send=signal.SIGTERM, when=lambda: len(read(metrics)) > 2
+    )
+    assert (stopped.code, stopped.err, stopped.alive) == (75, "", ())
+    assert "go on from step_" in stopped.out
+    done = read(metrics)[-1]["step"]
+    again = finished(tmp_path, *command)
+    assert f"attempt 2 goes on from step_{done} " in again.answer.out
+    assert len(read(metrics)) == len(read(demo.path / "metrics.jsonl"))
+    third = flash_launch(tmp_path, *command, "--output-dir", "run")
+    assert (third.code, third.err) == (0, "")
+    assert "the run has finished its 8 epochs" in third.out
     assert again.json("summary.json")["parameter_digest"] == demo.json("summary.json")["parameter_digest"]
     assert again.metrics == demo.metrics
     assert (again.path / "model.safetensors").read_bytes() == (demo.path / "model.safetensors").read_bytes()

@@ -10,7 +10,7 @@ import pytest
 from flash_launch.checkpoint.attempts import begin
 from flash_launch.checkpoint.manifest import Manifest, Position
 from flash_launch.config import RunConfig
-from flash_launch.continuation import MAY_CHANGE, STRATEGY, continued, find, trim_metrics
+from flash_launch.continuation import MAY_CHANGE, STRATEGY, check_can_go_on, continued, find, trim_metrics
 from flash_launch.errors import ConfigError
 from flash_launch.run_folder import RunFolder, read_jsonl, write_json
 
@@ -80,7 +80,7 @@ def test_a_finished_run_has_nothing_to_do_until_it_gets_more_epochs(tmp_path: Pa
 
 def test_a_run_of_an_older_version_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="attempts/, of a version"):
-        find(RunFolder(tmp_path), OLD)
+        check_can_go_on(RunFolder(tmp_path))
 
 
 def manifest(step: int, epoch: int, batch: int, *, validating: bool = False) -> Manifest:
