@@ -13,9 +13,11 @@ from flash_launch.checkpoint.attempts import Attempt, Fence, begin
 from flash_launch.checkpoint.manifest import Manifest
 from flash_launch.checkpoint.store import Store
 from flash_launch.config import RunConfig
-from flash_launch.continuation import continued, find, trim_metrics
+from flash_launch.continuation import check_can_go_on, continued, find, trim_metrics
 from flash_launch.errors import ConfigError, FencedError, FlashLaunchError, LaunchError
 from flash_launch.executors.local import LaunchResult, run_local
+from flash_launch.exporting import HELP as EXPORT_HELP
+from flash_launch.exporting import find_export, read_export_options
 from flash_launch.machine import Placement, place, visible_gpus
 from flash_launch.option_parser import nearest, parse_run_options
 from flash_launch.preparation import PREFLIGHT, Preparation, prepare
@@ -111,6 +113,28 @@ def resume(argv: Sequence[str]) -> int:
     return _go_on(config, placement, path, checkpoint)
 
 
+@command("export", "export RUN --to FILE   write the weights of a checkpoint as one file")
+def export(argv: Sequence[str]) -> int:
+    """Write a checkpoint's weights as a file that other tools load."""
+    if not argv or any(argument in ("-h", "--help") for argument in argv):
+        print(f"usage: {_usage('export')}\n\n{EXPORT_HELP}")
+        return 0
+    options = read_export_options(argv)
+    path = RunFolder(options.run).config_yaml
+    config = RunConfig.from_yaml(path.read_text(encoding="utf-8"), str(path))
+    _say("checking the checkpoint")
+    store, found = find_export(options)
+    from flash_launch.checkpoint.export import export_weights  # imports torch
+
+    manifest, target = found.manifest, options.target
+    done = export_weights(store, manifest, config, target, lightning=options.lightning, dtype=options.dtype)
+    for note in (*found.notes, *done.notes):
+        _say(note)
+    size = f"{done.tensors:,} tensors, {done.bytes / 2**20:,.1f} MiB"
+    _say(f"wrote {target}: {size}, of {manifest.name} ({manifest.position}), phase {manifest.phase}")
+    return 0
+
+
 @command("plan", "plan [options]         show what would train when; start and write nothing")
 def plan(argv: Sequence[str]) -> int:
     """Run the preflight and print its phases."""
@@ -154,6 +178,7 @@ def _go_on(config: RunConfig, placement: Placement, path: Path, checkpoint: str 
     """Go on with the run in a folder, from its newest checkpoint or the one that is named."""
     folder = RunFolder(path.absolute())
     old = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
+    check_can_go_on(folder)
     config = continued(old, config)
     _say("preparing: checking the checkpoints")
     continuation = find(folder, config, checkpoint)

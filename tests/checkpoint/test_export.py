@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from flash_launch.checkpoint.manifest import Manifest, Part, Position, record, w
 from flash_launch.checkpoint.rank_state import RankState, file_name
 from flash_launch.checkpoint.rank_state import load_file as load_rank
 from flash_launch.checkpoint.shards import read_headers
+from flash_launch.checkpoint.tensor_files import write_safetensors
 from flash_launch.cli import main
 from flash_launch.config import RunConfig
 from flash_launch.run_folder import RunFolder
@@ -71,8 +73,8 @@ class Looks(Net):
 class Big(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        self.big = nn.Linear(8192, 8192)
-        self.top = nn.Linear(8192, 2)
+        self.big = nn.Linear(8192, 4096)
+        self.top = nn.Linear(4096, 2)
 '''
 
 
@@ -384,6 +386,37 @@ def test_another_task_is_refused(
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_a_checkpoint_that_the_run_deletes_meanwhile_leaves_nothing(
+    net: pl.LightningModule, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = by_hand(tmp_path / "run", "exported_net:Net", *parts_of(net))
+    before = sorted(os.listdir(tmp_path))
+
+    def delete_first(*arguments: object, **named: object) -> None:
+        shutil.rmtree(run / "checkpoints/step_7", ignore_errors=True)
+        write_safetensors(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("flash_launch.checkpoint.export.write_safetensors", delete_first)
+    assert export(run, "--to", "net.safetensors") == 2
+    assert "the run deleted or replaced step_7 meanwhile: export again" in capfd.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    net: pl.LightningModule, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = by_hand(tmp_path / "run", "exported_net:Net", *parts_of(net))
+    before = sorted(os.listdir(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        assert export(run, "--to", "net.safetensors") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "net.safetensors cannot be written: File too large" in capfd.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_holes_are_found(tmp_path: Path) -> None:
     first, _, third = cut({"weight/a": torch.arange(9.0)}, 3)
     written(tmp_path / "holes", [first, third])
@@ -392,10 +425,10 @@ def test_holes_are_found(tmp_path: Path) -> None:
 
 
 MEASURED = """
-import resource, sys
-from flash_launch.checkpoint import export, rank_state  # what is imported is not counted
+import re, sys
+from flash_launch.checkpoint import export  # what is imported is not counted
 from flash_launch.cli import main
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak(): return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
 assert main(sys.argv[1:]) == 0
 print(peak() - before)
@@ -405,9 +438,9 @@ print(peak() - before)
 @pytest.mark.parametrize("kind", ["safetensors", "lightning"])
 def test_memory_does_not_grow_with_the_tensors(net: pl.LightningModule, tmp_path: Path, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    big = torch.randn(8192, 8192, generator=generator)
-    own = {"weight/big.weight": big, "weight/big.bias": torch.zeros(8192)}
-    own |= {"weight/top.weight": torch.zeros(2, 8192), "weight/top.bias": torch.zeros(2)}
+    big = torch.randn(4096, 8192, generator=generator)
+    own = {"weight/big.weight": big, "weight/big.bias": torch.zeros(4096)}
+    own |= {"weight/top.weight": torch.zeros(2, 4096), "weight/top.bias": torch.zeros(2)}
     run = by_hand(tmp_path / "run", "exported_net:Big", own)
     target = f"big.{'ckpt' if kind == 'lightning' else 'safetensors'}"
     done = subprocess.run(
@@ -418,7 +451,7 @@ def test_memory_does_not_grow_with_the_tensors(net: pl.LightningModule, tmp_path
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert big.nbytes == 2**28
+    assert big.nbytes == 2**27
     assert int(done.stdout.splitlines()[-1]) < 2**26
     state = torch.load(target, weights_only=True)["state_dict"] if kind == "lightning" else load_file(target)
     assert torch.equal(state["big.weight"], big)

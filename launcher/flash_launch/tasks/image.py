@@ -106,7 +106,7 @@ def torchvision_state_dict(task: ImageClassifier, state: Mapping[str, Tensor] | 
     """The weights under the names of torchvision's own model, which loads them strictly.
 
     That model is `torchvision.models.get_model(task.backbone_name, num_classes=task.num_classes)`, for googlenet and
-    inception_v3 with `aux_logits=False`, for ViT with the task's image size.
+    inception_v3 with `aux_logits=False, transform_input=True`, for ViT with the task's image size.
 
     Args:
         task: the task.
