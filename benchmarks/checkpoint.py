@@ -1,6 +1,6 @@
 """Checkpoints: bytes and stall against DeepSpeed's save_checkpoint and Lightning's, same model, phase and run.
 
-    python benchmarks/checkpoint.py [--width 1500] [--setups ddp zero1 zero2 zero3] [--json FILE]
+    python benchmarks/checkpoint.py [--width 1500] [--setups ddp zero2 ...] [--optimizer adamw|sgd] [--json FILE]
 
 A run of flash-launch on 2 ranks trains the head of a model that is 95 % frozen, and saves every EVERY steps in the
 background; in between, a callback saves by the peers' own functions. The stall is the time for which training waits.
@@ -22,7 +22,7 @@ EVERY = 10
 SAVES = 8
 
 
-def measure(setup: str, width: int, folder: Path) -> dict[str, object]:
+def measure(setup: str, width: int, optimizer: str, folder: Path) -> dict[str, object]:
     """One run's medians."""
     run, peers = folder / setup, folder / f"{setup}_peers"
     peers.mkdir()
@@ -32,7 +32,7 @@ def measure(setup: str, width: int, folder: Path) -> dict[str, object]:
     config.write_text(f"task_args: {{width: {width}, samples: {samples}}}\n")
     argv = ["--nodes", "2", "--task", "checkpoint_task:Wide", "--strategy", strategy, "--setup", setup]
     argv += ["--max-epochs", "1", "--val-fraction", "0", "--checkpoint-every", str(EVERY), "steps"]
-    argv += ["--config", str(config), "--output-dir", str(run)]
+    argv += ["--optimizer", optimizer, "--config", str(config), "--output-dir", str(run)]
     subprocess.run(
         [sys.executable, "-m", "flash_launch", *argv],
         check=True,
@@ -47,6 +47,7 @@ def measure(setup: str, width: int, folder: Path) -> dict[str, object]:
     theirs = [json.loads(line) for line in (peers / "peers.jsonl").read_text().splitlines()]
     row: dict[str, object] = {
         "setup": setup,
+        "optimizer": optimizer,
         "saves": len(rest),
         "bytes": int(median(event["bytes"] for event in rest)),
         "once_bytes": first["frozen_bytes"],
@@ -88,12 +89,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1500, help="of the layers; 1500: 45 million parameters")
     parser.add_argument("--setups", nargs="+", default=["ddp", "zero1", "zero2", "zero3"])
+    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "sgd"])
     parser.add_argument("--json", type=Path, default=Path("checkpoint.json"))
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for setup in options.setups:
-            rows.append(measure(setup, options.width, Path(folder)))
+            rows.append(measure(setup, options.width, options.optimizer, Path(folder)))
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
     options.json.write_text(json.dumps(rows, indent=2) + "\n")
