@@ -36,6 +36,8 @@ class Net(pl.LightningModule):
     With `norms` it does: batch norms, and dropout from each rank's own random state.
     """
 
+    batches: torch.Tensor
+
     def __init__(self, norms: bool = False) -> None:
         super().__init__()
         layers = (
@@ -71,7 +73,8 @@ class Net(pl.LightningModule):
             self._note()
 
     def _note(self) -> None:
-        (callback,) = (one for one in self.trainer.callbacks if isinstance(one, FinetuningCallback))
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        (callback,) = (one for one in callbacks if isinstance(one, FinetuningCallback))
         engine = callback.transitions.engine
         weights = {}
         for name, parameter in self.named_parameters():

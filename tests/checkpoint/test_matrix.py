@@ -7,18 +7,14 @@
 from __future__ import annotations
 
 from itertools import combinations, product
-from typing import TYPE_CHECKING
 
 import pytest
-from matrix_cases import COVERING, NORMS, NORMS_COVERING, POSITIONS, RANKS, SETUPS, THREE, WHOLE, Case, Run
-from matrix_runs import check_end, check_identical, check_loaded, unstopped
+from matrix_cases import COVERING, NORMS, NORMS_COVERING, POSITIONS, RANKS, SETUPS, THREE, WHOLE, Case
+from matrix_runs import Runs, check_end, check_identical, check_loaded, runs
 
-if TYPE_CHECKING:
-    from conftest import Suites
+pytestmark = pytest.mark.timeout(1800)  # the first test of a suite waits for all of its runs
 
-pytestmark = pytest.mark.timeout(1800)  # the first test of a suite waits for all of its cases
-
-QUICK = {*COVERING, *NORMS_COVERING}
+QUICK = {*COVERING, *NORMS_COVERING, *THREE}
 ALL = [*WHOLE, *NORMS, *THREE]
 
 
@@ -32,13 +28,8 @@ def named(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def before(case: Case, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
-    return unstopped(case, request, tmp_path_factory)
-
-
-@pytest.fixture
-def ranks(case: Case, before: list[Run], suites: Suites) -> list[Run]:
-    return suites.result(case.suite, case.world_size, case.name)
+def made(case: Case, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return runs(case, request, tmp_path_factory)
 
 
 def test_any_two_meet_in_the_subset() -> None:
@@ -53,15 +44,15 @@ def test_any_two_meet_in_the_subset() -> None:
 
 
 @named(ALL)
-def test_what_is_loaded_is_what_was_stored(case: Case, ranks: list[Run], before: list[Run]) -> None:
-    check_loaded(case, ranks, before)
+def test_what_is_loaded_is_what_was_stored(made: Runs) -> None:
+    check_loaded(made)
 
 
 @named(ALL)
-def test_the_end_is_that_of_the_unstopped_run(case: Case, ranks: list[Run], before: list[Run]) -> None:
-    check_end(case, ranks, before)
+def test_the_end_is_that_of_the_unstopped_run(made: Runs) -> None:
+    check_end(made)
 
 
 @named([case for case in ALL if case.same])
-def test_on_the_same_setup_and_ranks_every_bit_is_the_same(case: Case, ranks: list[Run], before: list[Run]) -> None:
-    check_identical(case, ranks, before)
+def test_on_the_same_setup_and_ranks_every_bit_is_the_same(made: Runs) -> None:
+    check_identical(made)
