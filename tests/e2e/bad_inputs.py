@@ -425,7 +425,8 @@ AT_ONCE: tuple[Row, ...] = (
     ),
     Row(
         "--output-dir other",
-        "--output-dir other holds another run (it has a config.yaml): give a new folder, or remove that one",
+        "--output-dir other holds another run (it has a config.yaml): go on with it by `flash-launch resume other` or "
+        "--resume auto, or give a new folder",
         {"other/config.yaml": ""},
     ),
     Row(

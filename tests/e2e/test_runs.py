@@ -70,8 +70,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_leaves_all_it_promises(demo: Run) -> None:
     assert sorted(path.name for path in demo.path.iterdir()) == [
-        *("config.yaml", "deepspeed.json", "events.jsonl", "logs", "metrics.jsonl", "model.safetensors", "plan.json"),
-        "summary.json",
+        *("attempts", "checkpoints", "config.yaml", "deepspeed.json", "events.jsonl", "logs", "metrics.jsonl"),
+        *("model.safetensors", "plan.json", "summary.json"),
     ]
     logs = ["node0_agent.log", "node0_rank0.log", "node1_agent.log", "node1_rank1.log"]
     assert sorted(path.name for path in (demo.path / "logs").iterdir()) == logs
@@ -151,8 +151,13 @@ def test_metrics_and_events_are_told_as_they_happen(demo: Run) -> None:
     assert all(row["loss"] > 0 and row["examples_per_s"] > 0 for row in steps)  # type: ignore[operator]
     assert {name: epochs[-1][name] for name in demo.metrics} == demo.metrics
     events = demo.jsonl("events.jsonl")
-    assert [event["event"] for event in events] == ["launch", "start", "transition"]
-    transition = events[-1]
+    assert [event["event"] for event in events if event["event"] != "checkpoint"] == ["launch", "start", "transition"]
+    saves = [event for event in events if event["event"] == "checkpoint"]
+    assert [event["step"] for event in saves] == list(range(2, 17, 2))
+    assert [event["frozen_bytes"] > 0 for event in saves] == [True] + [False] * 7  # type: ignore[operator]
+    assert all(event["bytes"] > 0 and event["stall"] > 0 for event in saves)  # type: ignore[operator]
+    assert sorted(path.name for path in (demo.path / "checkpoints").iterdir()) == ["frozen", "step_14", "step_16"]
+    (transition,) = (event for event in events if event["event"] == "transition")
     assert (transition["epoch"], transition["step"], transition["phase"]) == (4, 8, "unfrozen")
     assert "backbone.stages.0.0.weight" in transition["unfrozen"]  # type: ignore[operator]
     assert transition["seconds"] > 0  # type: ignore[operator]

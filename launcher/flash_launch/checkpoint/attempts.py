@@ -70,7 +70,7 @@ def begin(
         attempt = Attempt(
             number, run, time.time(), socket.gethostname(), os.getpid(), resumed_from, resumed_step, dict(config or {})
         )
-        temporary = folder / f".{number:04}.{attempt.host}.{attempt.pid}.tmp"
+        temporary = folder / f".{number:04}.{secrets.token_hex(8)}.tmp"  # containers may share name and pid
         temporary.write_text(json.dumps(asdict(attempt), indent=2) + "\n", encoding="utf-8")
         try:
             os.link(temporary, folder / f"{number:04}.json")  # whole or not at all, and never over another's
