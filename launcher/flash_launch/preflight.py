@@ -54,7 +54,7 @@ def examine(text: str, checkpoint: str | None = None) -> dict[str, object]:
     if checkpoint is not None:
         from flash_launch.checkpoint.fitting import check_fits
 
-        messages += check_fits(assembly, Path(checkpoint))
+        messages = check_fits(assembly, Path(checkpoint))  # the others were told at the start, and are of its weights
     return {"plan": plan_json(assembly), "messages": messages, "world_size": world_size}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from flash_launch.assembly import Assembly
 from flash_launch.checkpoint.manifest import Manifest, PhaseMark, read
 from flash_launch.checkpoint.resumer import position_in
-from flash_launch.checkpoint.saver import trainable_digest
+from flash_launch.checkpoint.snapshot import trainable_digest
 from flash_launch.checkpoint.writing import ENGINE_STATE
 from flash_launch.errors import ConfigError
 from flash_strategies.checkpoint.engine_state import EngineState

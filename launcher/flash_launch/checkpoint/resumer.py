@@ -17,7 +17,8 @@ from flash_launch.checkpoint.rank_state import (
     restore_random,
     restore_rest,
 )
-from flash_launch.checkpoint.saver import Saver, persistent_buffers
+from flash_launch.checkpoint.saver import Saver
+from flash_launch.checkpoint.snapshot import persistent_buffers
 from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writing import ENGINE_STATE
 from flash_launch.data import RunData

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import signal
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from flash_launch import rank_guard
 from flash_launch.checkpoint.attempts import Attempt, Fence
-from flash_launch.checkpoint.manifest import Manifest, Part, PhaseMark, Position
+from flash_launch.checkpoint.manifest import Part, PhaseMark, Position
 from flash_launch.checkpoint.rank_state import RankState, take
 from flash_launch.checkpoint.schedule import Cadence, Keeping
+from flash_launch.checkpoint.snapshot import Told, take_job, trainable_digest
 from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writing import Job, Written, run_job
 from flash_launch.errors import FencedError
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_strategies.agreement import ControlGroup
-from flash_strategies.checkpoint.chunks import Slice, share, staged
-from flash_strategies.checkpoint.engine_state import WEIGHT, frozen_slices, take_out, trainable_slices
-from flash_strategies.digest import slice_digest
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import FinetuningCallback, ScheduledFinetuning, private
 
 __all__ = ["EpochStart", "RunStopped", "Saver", "SaverOptions"]
 
 _FENCE_SECONDS = 5.0
-BUFFER = "buffer"
 
 
 class RunStopped(BaseException):
@@ -236,6 +230,8 @@ class Saver(pl.Callback):
         self._finish_pending(trainer)
         self._tried_step, self._tried_at = position.step, time.monotonic()
         job = self._job(trainer, position)
+        if job.part is not None:  # forgotten again if it cannot be written
+            self._parts[job.part.name] = job.part
         control = self._control
         assert control is not None
         pending = _Pending(threading.Thread(), position, 0.0)
@@ -255,8 +251,6 @@ class Saver(pl.Callback):
             work()
             pending.stall = time.perf_counter() - began
             self._finish_pending(trainer)
-        if job.part is not None:
-            self._parts[job.part.name] = job.part
 
     def _finish_pending(self, trainer: pl.Trainer) -> None:
         """Wait for the checkpoint that is being written, and tell of it; one that failed is no reason to stop training.
@@ -301,82 +295,21 @@ class Saver(pl.Callback):
             )
 
     def _job(self, trainer: pl.Trainer, position: Position) -> Job:
-        """Copies of all that the checkpoint holds; needs other ranks only to compare buffers."""
-        transitions = self._finetuning.transitions
-        engine, control = transitions.engine, transitions.control
-        rank, world_size = control.rank, control.world_size
-        state = take_out(transitions)
-        equal, differing = self._buffers(trainer.lightning_module, control)
-        wanted = {
-            f"{WEIGHT}/{name}": _typed(engine.parameters[name], digest) for name, digest in transitions.frozen.items()
-        }
-        digests = wanted | {f"{BUFFER}/{name}": _typed(one, int(slice_digest(one))) for name, one in equal.items()}
-        where = {
-            key: part.name
-            for key, digest in digests.items()
-            for part in self._parts.values()
-            if part.digests.get(key) == digest
-        }
-        missing = [key for key in wanted if key not in where]
-        part: Part | None = None
-        part_slices: list[Slice] = []
-        buffers = [f"{BUFFER}/{name}" for name in equal]
-        if missing:
-            name = f"step_{position.step}_attempt_{self._attempt.number}"
-            new = [*missing, *(key for key in buffers if key not in where)]
-            part = Part(name, self._attempt.run, {key: digests[key] for key in new}, {})
-            where |= dict.fromkeys(new, name)
-            part_slices = staged(
-                [
-                    *frozen_slices(engine, [key.partition("/")[2] for key in missing], rank, world_size),
-                    *share(_buffer_slices(equal, [key for key in new if key in buffers]), rank, world_size),
-                ]
-            )
-        own_buffers = [key for key in buffers if key not in where]
-        slices = staged(
-            [
-                *trainable_slices(engine, rank, world_size),
-                *share(_buffer_slices(equal, own_buffers), rank, world_size),
-            ]
-        )
-        frozen: dict[str, list[str]] = {}
-        for key, part_name in where.items():
-            frozen.setdefault(part_name, []).append(key)
-        manifest = Manifest(
-            f"step_{position.step}",
+        told = Told(
             self._attempt.run,
             self._attempt.number,
-            position,
-            time.time(),
-            state.phase,
-            state.fingerprint,
             tuple(self.history),
-            world_size,
+            dict(self.metrics),
             self._options.setup,
             self._options.batch_size,
             self._options.accumulate,
-            self.metrics,
-            tuple(buffers),
-            frozen,
         )
         own = self._before_validation or self._own_state(trainer)
-        own = replace(own, buffers={name: one.detach().cpu().clone() for name, one in differing.items()})
-        return Job(manifest, json.dumps(state.to_json()).encode(), slices, part, part_slices, own.to_bytes())
+        return take_job(trainer.lightning_module, self._finetuning.transitions, position, told, self._parts, own)
 
     def _own_state(self, trainer: pl.Trainer) -> RankState:
         schedulers = self._finetuning.transitions.engine.schedulers
         return take(trainer, [dict(scheduler.state_dict()) for scheduler in schedulers])
-
-    def _buffers(
-        self, task: nn.Module, control: ControlGroup
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The task's persistent buffers: those that are equal on all ranks, and the others."""
-        buffers = persistent_buffers(task)
-        digests = torch.tensor([int(slice_digest(one)) for one in buffers.values()], dtype=torch.int64)
-        low, high = control.min_max(digests)
-        same = (low == high).tolist()
-        equal = {name: one for (name, one), alike in zip(buffers.items(), same, strict=True) if alike}
-        return equal, {name: one for name, one in buffers.items() if name not in equal}
 
 
 class EpochStart(pl.Callback):
@@ -388,26 +321,3 @@ class EpochStart(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the saver look."""
         self._saver.at_epoch_start(trainer)
-
-
-def persistent_buffers(task: nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that are part of the task's state_dict."""
-    state = task.state_dict(keep_vars=True)
-    return {name: one for name, one in task.named_buffers() if name in state and one.numel()}
-
-
-def trainable_digest(names: Collection[str]) -> str:
-    """SHA-256 of what trains."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def _typed(tensor: torch.Tensor, digest: int) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {digest & (2**64 - 1):016x}"
-
-
-def _buffer_slices(buffers: Mapping[str, torch.Tensor], keys: list[str]) -> list[Slice]:
-    found = []
-    for key in keys:
-        one = buffers[key.partition("/")[2]]
-        found.append(Slice(key, 0, one.detach().reshape(-1), one.numel()))
-    return found
