@@ -31,8 +31,9 @@ def drill() -> Iterator[ModuleType]:
 
 def test_a_few_trials(tmp_path: Path) -> None:
     output = tmp_path / "out.json"
-    # in a process of its own: it forks, which takes a process without threads
-    command = [sys.executable, str(SCRIPT), "--trials", "3", "--kills", "2", "--setups", "zero2", "--seed", "5"]
+    # In a process of its own: it forks, which takes a process without threads. The kills of this seed come in saves and
+    # around the transition, on each target, whatever the machine's speed.
+    command = [sys.executable, str(SCRIPT), "--trials", "3", "--kills", "2", "--setups", "zero2", "--seed", "3"]
     ended = subprocess.run(
         [*command, "--folder", str(tmp_path / "runs"), "--output", str(output)],
         capture_output=True,
@@ -42,7 +43,7 @@ def test_a_few_trials(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(output.read_text())
     assert (found["trials"], found["different"]) == (3, [])
-    assert found["kills"] == found["attempts"] - 3 > 0
+    assert found["kills"] >= found["attempts"] - 3 > 0
     assert not list((tmp_path / "runs").glob("trial_*")), "trials without differences are deleted"
 
 
