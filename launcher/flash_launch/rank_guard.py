@@ -4,22 +4,27 @@
 
 Everything here happens before torch is imported. The environment says what to guard against:
 FLASH_LAUNCH_PARENT   the pid whose end ends this process
-FLASH_LAUNCH_LOGS     the folder for the logs of ranks (processes with RANK set); in .ranks below it, ends are told
+FLASH_LAUNCH_LOGS     the folder for the logs of ranks (processes with RANK set)
+FLASH_LAUNCH_ENDS     the folder where ranks and agents of this attempt tell of themselves, see telling.py
 FLASH_LAUNCH_NODE     the number of an agent's node; torchrun's GROUP_RANK says it for a rank
 """
 
 import contextlib
 import ctypes
-import json
+import faulthandler
 import os
 import runpy
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+
+from flash_launch import oom_evidence, progress, telling
+from flash_launch.agent_guard import SHUTDOWN_SECONDS, begin_agent, log_start
 
 __all__ = [
     "ENDS",
@@ -34,15 +39,10 @@ __all__ = [
     "stop_requested",
 ]
 
-PARENT = "FLASH_LAUNCH_PARENT"
-LOGS = "FLASH_LAUNCH_LOGS"
-NODE = "FLASH_LAUNCH_NODE"
-ENDS = ".ranks"
-"""Folder below the logs; per rank `.pid` (it runs, or died), `.failure` (its own words), `.end` (seen by its agent)."""
+PARENT, LOGS, NODE, ENDS = telling.PARENT, telling.LOGS, telling.NODE, telling.ENDS
 TRACEBACK_MARK = "[flash-launch] this rank failed:"
 """The line in a rank's log after which the console shows no more of it: the verdict tells which rank failed first."""
-SHUTDOWN_SECONDS = 3
-"""Seconds that ranks have between SIGTERM and SIGKILL once one of them failed, and a failed one has to end."""
+_MOST_CAUSES, _MOST_FRAMES, _MOST_WORDS = 5, 60, 20_000
 
 _PR_SET_PDEATHSIG = 1
 _told = threading.Event()
@@ -52,8 +52,11 @@ _stop = threading.Event()
 def main(argv: Sequence[str]) -> None:
     """Guard this process, then run the module or script as `python` would."""
     _die_with_parent()
-    if LOGS in os.environ:
-        (_begin_rank if "RANK" in os.environ else _begin_agent)()
+    if telling.ENDS in os.environ:
+        if "RANK" in os.environ:
+            _begin_rank()
+        else:
+            begin_agent(argv)
     try:
         if argv[0] == "-m":
             sys.argv = list(argv[1:])
@@ -76,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
         raise SystemExit(1) from None
-    if "RANK" in os.environ and LOGS in os.environ:
-        _path("pid").unlink(missing_ok=True)  # from here on, that this process is gone is no failure
+    if telling.ENDS in os.environ:
+        _end_well()
 
 
 def note_failure(error: BaseException) -> None:
@@ -89,13 +92,25 @@ def note_failure(error: BaseException) -> None:
     failures = getattr(error, "failures", None)  # of torch's ChildFailedError: how the agent's ranks ended
     _tell(
         "failure",
-        error=str(error) if user_fault else "".join(traceback.format_exception_only(error)).strip(),
+        error=(str(error) if user_fault else _words(error))[-_MOST_WORDS:],
+        type=f"{type(error).__module__}.{type(error).__qualname__}",
+        causes=[_words(cause)[-_MOST_WORDS:] for cause in _chain(error)],
+        frames=_frames((_chain(error) or [error])[-1] if user_fault else error),
         user_fault=user_fault,
         ranks=[
             {"rank": rank, "exit_code": one.exitcode, "time": one.timestamp}
             for rank, one in (failures.items() if isinstance(failures, dict) else ())
         ],
     )
+
+
+def _end_well() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # Python forgets its handlers first: asked to stop, it would die
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        telling.own_path("pid").unlink(missing_ok=True)  # from here on, that this process is gone is no failure
+        for kind in ("spare", "stack"):
+            telling.own_path(kind).unlink(missing_ok=True)
 
 
 def note_stop(*_: object) -> None:
@@ -110,86 +125,51 @@ def stop_requested() -> bool:
 
 def _begin_rank() -> None:
     """Send both streams to the log, in order: one description, opened to append, so attempts follow each other."""
-    log = Path(os.environ[LOGS]) / f"{_name()}.log"
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
+    log = Path(os.environ[telling.LOGS]) / telling.own_path("log").name
+    with contextlib.suppress(OSError):  # a full disk: what it says goes where its agent's words go
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)
+    faulthandler.enable(2)
+    with contextlib.suppress(OSError):
+        stack = os.open(telling.own_path("stack"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        faulthandler.register(telling.STACK_SIGNAL, stack, all_threads=True)  # in C: it answers in a native call, too
     signal.signal(signal.SIGUSR1, note_stop)  # before its pid is told, at which the signal is sent
-    _write(_path("pid"), os.getpid())
-
-
-def _begin_agent() -> None:
-    """Watch this node's ranks: tell at once which one died, and kill the others if they do not end.
-
-    torchrun cuts times to seconds, and gives ranks that ignore SIGTERM (as one waiting for a dead rank in native code
-    does) a fixed 30 seconds. Python runs the handler in the main thread, before torchrun's loop there reaps the rank.
-    """
-    ends = Path(os.environ[LOGS]) / ENDS
-    ends.mkdir(parents=True, exist_ok=True)
-    node = os.environ.get(NODE, "0")
-    for stale in ends.glob(f"node{node}_*"):
-        stale.unlink(missing_ok=True)
-    dead: set[Path] = set()
-
-    def look(*_: object) -> None:
-        for file in set(ends.glob(f"node{node}_rank*.pid")) - dead:
-            if code := _exit_code(file):
-                dead.add(file)
-                _write(file.with_suffix(".end"), {"time": time.time(), "exit_code": code})
-                if len(dead) == 1:
-                    timer = threading.Timer(SHUTDOWN_SECONDS, kill)
-                    timer.daemon = True
-                    timer.start()
-
-    def kill() -> None:
-        for file in ends.glob(f"node{node}_rank*.pid"):
-            with contextlib.suppress(OSError, ValueError):
-                if _exit_code(file) is None:
-                    os.killpg(int(file.read_text()), signal.SIGKILL)  # a rank is the head of a session of its own
-
-    def ask_to_stop(*_: object) -> None:
-        for file in ends.glob(f"node{node}_rank*.pid"):
-            with contextlib.suppress(OSError, ValueError):
-                if _exit_code(file) is None:
-                    os.kill(int(file.read_text()), signal.SIGUSR1)
-
-    signal.signal(signal.SIGCHLD, look)
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # torchrun is told to leave these two alone
-        signal.signal(number, ask_to_stop)
-
-
-def _exit_code(file: Path) -> int | None:
-    """The exit code of a child that ended and was not yet reaped, by its .pid file; None if it runs or was reaped."""
-    with contextlib.suppress(OSError, ValueError):
-        end = os.waitid(os.P_PID, int(file.read_text()), os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if end is not None:
-            return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-    return None
-
-
-def _name() -> str:
-    node = os.environ.get("GROUP_RANK") or os.environ.get(NODE, "0")
-    return f"node{node}_rank{os.environ['RANK']}" if "RANK" in os.environ else f"node{node}_agent"
-
-
-def _path(kind: str) -> Path:
-    return Path(os.environ[LOGS]) / ENDS / f"{_name()}.{kind}"
+    if "SLURM_JOB_ID" in os.environ:  # Slurm sends its SIGTERM to every process of a job
+        signal.signal(signal.SIGTERM, note_stop)
+    telling.keep_spare()
+    begin = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "log_start": log_start()}
+    telling.write(telling.own_path("begin"), {**begin, "oom_kills": oom_evidence.own_counts()})
+    telling.write(telling.own_path("pid"), os.getpid())
 
 
 def _tell(kind: str, **facts: object) -> None:
-    if LOGS in os.environ and not _told.is_set():
-        _write(_path(kind), {"time": time.time(), **facts})
+    if telling.ENDS in os.environ and not _told.is_set():
+        telling.write(telling.own_path(kind), {"time": time.time(), **facts}, spare=telling.own_path("spare"))
+        progress.flush()
     _told.set()
 
 
-def _write(path: Path, obj: object) -> None:
-    # Nothing that goes wrong here may hide the error that is being told, or stop a rank that is well.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(obj), encoding="utf-8")
-        temporary.replace(path)
+def _chain(error: BaseException) -> list[BaseException]:
+    """The errors it came from, the nearest first."""
+    found: list[BaseException] = []
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        if cause in found or len(found) == _MOST_CAUSES:
+            break
+        found.append(cause)
+        error = cause
+    return found
+
+
+def _words(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _frames(error: BaseException) -> list[str]:
+    """Where it was raised, outermost first, in the words of a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)[-_MOST_FRAMES:]
+    return [f'File "{frame.filename}", line {frame.lineno} in {frame.name}' for frame in frames]
 
 
 def _print_failure(error: BaseException) -> None:
@@ -205,10 +185,10 @@ def _print_failure(error: BaseException) -> None:
 
 
 def _die_with_parent() -> None:
-    expected = os.environ.get(PARENT)
+    expected = os.environ.get(telling.PARENT)
     if expected is None:
         return
-    os.environ[PARENT] = str(os.getpid())  # for what this process starts, if it is guarded
+    os.environ[telling.PARENT] = str(os.getpid())  # for what this process starts, if it is guarded
     if sys.platform != "linux" or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         threading.Thread(target=_watch_parent, args=(int(expected),), daemon=True).start()
     if os.getppid() != int(expected):  # it ended before this process asked to be told

@@ -20,6 +20,7 @@ def agent_argv(
     port: int,
     run_id: str,
     local_address: str | None = None,
+    rendezvous_seconds: int = 300,
     python: str = sys.executable,
 ) -> list[str]:
     """The command line of the agent of one node.
@@ -32,6 +33,7 @@ def agent_argv(
         worker: what each rank runs, as arguments of `python`, for example ("-m", "flash_launch.worker", "runs/a").
         address: where node 0 is reached from all nodes.
         local_address: this node's address; None: torchrun finds it by the host's name.
+        rendezvous_seconds: how long the agents wait for each other before they give up and say so.
     """
     guard = [python, "-u", "-m", "flash_launch.rank_guard"]
     options = {
@@ -42,6 +44,7 @@ def agent_argv(
         "--master-addr": address,
         "--master-port": port,
         "--rdzv-id": run_id,
+        "--rdzv-conf": f"timeout={rendezvous_seconds}",
         "--max-restarts": 0,
         "--shutdown-timeout": rank_guard.SHUTDOWN_SECONDS,
         # SIGTERM and SIGUSR1 ask the ranks to save and stop: rank_guard passes them on.
@@ -60,6 +63,7 @@ def agent_environment(
     *,
     node: int,
     logs: str,
+    ends: str,
     parent: int,
     threads: int,
     gpus: Sequence[str] | None = None,
@@ -69,6 +73,8 @@ def agent_environment(
 
     Args:
         base: the environment to start from; what it says about ranks of another launch is left out.
+        logs: folder of the logs of ranks.
+        ends: folder where ranks and agents tell of their ends.
         parent: the pid whose end ends the agent.
         threads: OMP_NUM_THREADS, if it is not set.
         gpus: what the node's ranks may use; None: CUDA_VISIBLE_DEVICES is left as it is.
@@ -84,5 +90,6 @@ def agent_environment(
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    environment |= {rank_guard.LOGS: logs, rank_guard.NODE: str(node), rank_guard.PARENT: str(parent)}
+    environment |= {rank_guard.LOGS: logs, rank_guard.ENDS: ends}
+    environment |= {rank_guard.NODE: str(node), rank_guard.PARENT: str(parent)}
     return environment

@@ -1,0 +1,1 @@
+"""Slurm: options of a job, its script, and the cluster's own words about it. Nothing here imports torch."""

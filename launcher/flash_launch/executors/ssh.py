@@ -1,0 +1,117 @@
+"""Runs a launch on hosts that ssh reaches: one ssh, and by it one agent, per host."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+from flash_launch.executors.hosts import Host
+from flash_launch.executors.local import LaunchResult
+from flash_launch.executors.node import NodeTask, node_argv
+from flash_launch.executors.remote import RemoteProcess, boot_argv, boot_line, passed_on, run_remote
+from flash_launch.run_folder import RunFolder
+
+__all__ = ["CONNECT_SECONDS", "explain", "run_ssh", "ssh_argv"]
+
+CONNECT_SECONDS = 10
+_SSH = "FLASH_LAUNCH_SSH"
+"""The ssh command, with arguments, as a shell writes it: `ssh -F my_config -J gateway`."""
+
+_SAYINGS = {
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
+        "its host key is not the one that is known here",
+        "if that is right: ssh-keygen -R {host}, then ssh {host} once by hand",
+    ),
+    "Host key verification failed": (
+        "its host key is not known here",
+        "ssh {host} once by hand and confirm it, or ssh-keyscan {host} >> ~/.ssh/known_hosts",
+    ),
+    "Permission denied": (
+        "it refuses the login, and there is nobody to type a password",
+        "ssh-copy-id {host}, and load the key by ssh-add",
+    ),
+    "Could not resolve hostname": (
+        "its name does not resolve here",
+        "look at its spelling, or add it to ~/.ssh/config or /etc/hosts",
+    ),
+    "Connection refused": ("no ssh server answers there", "start sshd there, or name its port: {host}:PORT"),
+    "No route to host": ("it cannot be reached, there is no route to it", "is it switched on, and in this network?"),
+    "Network is unreachable": ("it cannot be reached, its network is not known", "see `ip route`"),
+    "timed out": (
+        f"it does not answer within {CONNECT_SECONDS} s",
+        "is it switched on, and does a firewall let ssh through?",
+    ),
+}
+"""What ssh says when it cannot connect: what that means, and the fix."""
+
+
+def run_ssh(
+    folder: RunFolder,
+    hosts: Sequence[Host],
+    *,
+    head: str,
+    port: int,
+    procs_per_node: int,
+    attempt: int = 1,
+    environment: Mapping[str, str] | None = None,
+    console: BinaryIO | None = None,
+    stop_seconds: float = 600.0,
+) -> LaunchResult:
+    """Run `procs_per_node` ranks on each host until all have finished or one has failed.
+
+    Args:
+        folder: a run folder that all hosts share; the current folder and Python are where they are here.
+        head: the address at which the first host is reached from the others.
+        port: a free port there.
+        attempt: the number of this attempt of the run.
+        environment: of which variables travel, see `passed_on`; default: this process's.
+        console: where rank 0 is shown; default: standard output.
+        stop_seconds: how long the ranks have to save and stop when they are asked to, before they are ended.
+    """
+    names = tuple(host.name for host in hosts)
+    variables = passed_on(os.environ if environment is None else environment)
+    if sys.stdout.isatty():  # a rank writes to a file, so its progress bar cannot see how wide the console is
+        size = shutil.get_terminal_size()
+        variables |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
+    processes = []
+    for number, host in enumerate(hosts):
+        task = NodeTask(str(folder.path), attempt, number, names, procs_per_node, port, stop_seconds, head)
+        line = boot_line([*node_argv(task)[3:], "--control"], variables, os.getcwd())
+        processes.append(RemoteProcess(tuple(ssh_argv(host, boot_argv())), line, (number,), (host.name,)))
+    return run_remote(folder, processes, attempt=attempt, stop_seconds=stop_seconds, console=console)
+
+
+def ssh_argv(host: Host, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The command line that runs `argv` on a host: by the user's own keys and settings, and never with a question."""
+    return [
+        *(shlex.split(environment.get(_SSH, "")) or ["ssh"]),
+        *("-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"),
+        *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
+        *(("-p", str(host.port)) if host.port is not None else ()),
+        *("--", host.destination, f"exec {shlex.join(argv)}"),
+    ]
+
+
+def explain(host: Host, code: int | None, said: str, python: str) -> str:
+    """Why a command did not run on a host, and what to do, by ssh's exit code (None: none yet) and what it printed."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    by_hand = f"try by hand: ssh {host.destination} {python} -V"
+    if code is None:
+        return f"it gave no answer in time ({last}): {by_hand}; a shared folder that hangs there holds it up, too"
+    if code == 255:
+        why, fix = next((told for mark, told in _SAYINGS.items() if mark in said), (f"ssh failed ({last})", by_hand))
+        return f"{why}: {fix.format(host=host.destination)}"
+    if code in (126, 127) or (python in said and "o such file" in said):
+        return (
+            f"there is no {python} there: use an environment in a folder that all hosts share, or make one at the same "
+            "path there"
+        )
+    if "No module named" in said and "flash_" in said:
+        return (
+            f"flash-launch is not installed there, or in another version: {python} -m pip install the same version, "
+            "or use an environment that all hosts share"
+        )
+    return f"Python did not run there ({last}): {by_hand}"

@@ -1,0 +1,162 @@
+"""What a Slurm job runs: `python -m flash_launch.job begin RUN`, `node RUN ATTEMPT` on each node, `end RUN ATTEMPT`.
+
+`begin` takes the next attempt's number and prints it; nothing if the run has finished. `end` tells how it ended; its
+exit code is the run's own, or 75 where starting again may help: after a stop, and after a failure that may not repeat.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
+from flash_launch.cluster.allocation import Allocation, find_allocation
+from flash_launch.cluster.job_file import note_job, read_job_file
+from flash_launch.config import RunConfig
+from flash_launch.console import say
+from flash_launch.continuation import find
+from flash_launch.errors import ConfigError, FlashLaunchError, LaunchError
+from flash_launch.executors.ends import attempt_verdict
+from flash_launch.executors.node import NodeTask, run_node
+from flash_launch.executors.outcome import outcome
+from flash_launch.launching import STOPPED, begin_attempt, tell_end
+from flash_launch.run_folder import RunFolder, read_json, write_json, write_text
+from flash_launch.viewing.sweep_view import is_sweep, sweep_table
+
+__all__ = ["begin", "end", "main", "node"]
+
+
+def begin(folder: RunFolder, environment: Mapping[str, str]) -> Attempt | None:
+    """Take the next attempt's number for this job; None if nothing is left to do.
+
+    Raises:
+        FlashLaunchError: the run cannot go on: its checkpoints are damaged, or it was restarted in vain too often.
+    """
+    allocation = _allocation(environment)
+    config = _config(folder)
+    attempts = read_attempts(folder.attempts)
+    manifest = None
+    if attempts:
+        continuation = find(folder, config)
+        for note in continuation.notes:
+            say(note)
+        if continuation.finished:
+            say(f"the run has finished its {config.max_epochs} epochs")
+            return None
+        manifest = continuation.manifest
+        _check_progress(folder, attempts, manifest.position.step if manifest else 0, allocation)
+    attempt = begin_attempt(folder, config, manifest)
+    note_job(folder, attempt.number, allocation)
+    ranks = f"{config.nodes} node{'s' * (config.nodes != 1)} x {config.procs_per_node} ranks"
+    say(f"job {allocation.job_id}: attempt {attempt.number}, {ranks} on {', '.join(allocation.nodes)}")
+    return attempt
+
+
+def node(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int:
+    """Run this node's agent; the exit code.
+
+    Raises:
+        LaunchError: it could not be started.
+    """
+    allocation = _allocation(environment)
+    config = _config(folder)
+    os.environ.setdefault("FLASH_LAUNCH_WATCHED", "0")  # nobody sees progress bars
+    task = NodeTask(
+        str(folder.path),
+        attempt,
+        int(environment["SLURM_NODEID"]),
+        allocation.nodes,
+        config.procs_per_node or 1,
+        allocation.port(attempt),
+        config.timeout,
+    )
+    return run_node(task)
+
+
+def end(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int:
+    """Tell how an attempt ended, in the job's output and in the run folder; the exit code."""
+    this = next(one for one in read_attempts(folder.attempts) if one.number == attempt)
+    verdict = attempt_verdict(folder, attempt)
+    config = _config(folder)
+    result = outcome(folder, attempt, config.nodes or 1, time.time() - this.began, verdict)
+    code = tell_end(folder, folder.path, result, this)
+    _write_results(folder)
+    superseded = Fence(folder.attempts, attempt).newer() is not None
+    if code == 1 and verdict is not None and verdict.transient and not superseded:
+        say("this may not happen again: the job is requeued")
+        return STOPPED
+    return code
+
+
+def _write_results(folder: RunFolder) -> None:
+    """Write the table of a sweep's results anew, where this is one of its runs."""
+    sweep = folder.path.parent
+    if is_sweep(sweep):
+        with contextlib.suppress(OSError):
+            write_text(sweep / "results.md", sweep_table(sweep, time.time(), lambda _: ()).as_markdown() + "\n")
+
+
+def _check_progress(folder: RunFolder, attempts: Sequence[Attempt], step: int, allocation: Allocation) -> None:
+    """Refuse to start from the same step again and again.
+
+    Raises:
+        LaunchError: as many attempts of this job as are allowed began there.
+    """
+    allowed = read_job_file(folder).stalled_restarts
+    stalled = 0
+    for one in reversed(attempts):
+        if one.resumed_step != step or _job_of(folder, one.number) != allocation.job_id:
+            break
+        stalled += 1
+    if stalled <= allowed:
+        return
+    told = (
+        f"the job was restarted {allowed} times from step {step} and never got further: it is given up. See what "
+        f"stopped it with `flash-launch why {folder.path}`; it may need more time, or --checkpoint-every more often"
+    )
+    write_json(folder.summary_json, {"status": "failed", "verdict": told})
+    raise LaunchError(told)
+
+
+def _job_of(folder: RunFolder, attempt: int) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        read = read_json(folder.ends_of(attempt) / "slurm.json")
+        return str(read.get("job_id")) if isinstance(read, dict) else None
+    return None
+
+
+def _config(folder: RunFolder) -> RunConfig:
+    return RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
+
+
+def _allocation(environment: Mapping[str, str]) -> Allocation:
+    if (found := find_allocation(environment)) is None:
+        raise ConfigError(
+            "this runs in a Slurm job, and there is none here (no SLURM_JOB_ID): use `flash-launch submit`"
+        )
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one of the steps; the exit code."""
+    name, folder = argv[0], RunFolder(Path(argv[1]))
+    try:
+        if name == "begin":
+            with contextlib.redirect_stdout(sys.stderr):
+                attempt = begin(folder, os.environ)
+            if attempt is not None:
+                print(attempt.number)
+            return 0
+        if name == "node":
+            return node(folder, int(argv[2]), os.environ)
+        return end(folder, int(argv[2]), os.environ)
+    except FlashLaunchError as error:
+        say(f"error: {error} ({socket.gethostname()})", error=True)
+        return 1 if isinstance(error, LaunchError) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""Submits runs to Slurm: checked here, written to their folders, and refused if the cluster will never run them."""
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flash_launch.checkpoint.attempts import read_attempts
+from flash_launch.checkpoint.store import Store
+from flash_launch.cluster.client import Job, cancel, show_jobs, submit
+from flash_launch.cluster.job_file import JobFile, Submitted, read_job_file, write_job_file
+from flash_launch.cluster.options import SlurmOptions
+from flash_launch.cluster.reasons import Reason, explain
+from flash_launch.cluster.script import JobScript, render
+from flash_launch.config import RunConfig
+from flash_launch.console import say
+from flash_launch.continuation import continued, find
+from flash_launch.errors import ConfigError, SlurmError
+from flash_launch.launching import prepared, write_plan
+from flash_launch.machine import place_on_cluster
+from flash_launch.option_parser import option_names, parse_run_options
+from flash_launch.preparation import Preparation
+from flash_launch.run_folder import RunFolder, check_free, create, default_path, write_text
+from flash_launch.sweep import SweepTask, combinations, option_arguments, sweep_tasks, write_sweep
+
+__all__ = ["Submission", "how_to_follow", "prepare_submission", "send"]
+
+_SCRIPT = "job.sh"
+_LOOK_SECONDS = 3.0
+_VAGUE = ("PartitionConfig", "BadConstraints")
+"""What Slurm says at first, before it has looked closer."""
+_PLAN_FREE = ("seed", "lr", "weight_decay", "momentum", "gradient_clip")
+"""Options of which neither the plan nor what can be wrong with a run depends."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to be submitted."""
+
+    path: Path
+    """The run folder, or the sweep's, as it was given."""
+    configs: tuple[RunConfig, ...]
+    """The options of each run, resolved."""
+    preparations: tuple[Preparation, ...]
+    """What the preflight says of each."""
+    tasks: tuple[SweepTask, ...]
+    """The runs of a sweep; empty for a single run."""
+    script: str
+    """The batch script."""
+    options: SlurmOptions
+    """What is asked of Slurm."""
+    goes_on: bool = False
+    """Whether the run folder is there already."""
+
+    @property
+    def folders(self) -> tuple[RunFolder, ...]:
+        """The run folders."""
+        top = self.path.absolute()
+        return tuple(RunFolder(top / task.folder) for task in self.tasks) or (RunFolder(top),)
+
+
+def prepare_submission(argv: Sequence[str], options: SlurmOptions, usage: str) -> Submission:
+    """Check what was asked for, and write nothing.
+
+    Raises:
+        FlashLaunchError: a user fault.
+    """
+    values = combinations(options.array, option_names()) if options.array else [{}]
+    configs = [_config(argv, one, options, usage) for one in values]
+    first = configs[0]
+    path = Path(first.output_dir) if first.output_dir is not None else default_path(first.strategy)
+    goes_on = first.resume == "auto" and RunFolder(path.absolute()).config_yaml.exists()
+    if goes_on and options.array:
+        raise ConfigError("--resume auto goes on with one run: leave --slurm.array out, and name the run's own folder")
+    if goes_on:
+        configs, preparations = _continued(RunFolder(path.absolute()), configs[0])
+    else:
+        check_free(path)
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(f"--output-dir {path} is not empty: give a new folder")
+        say("preparing: building the model and scanning the data")
+        preparations = _preparations(configs)
+    tasks = sweep_tasks(values) if options.array else []
+    top = path.absolute()
+    script = render(
+        JobScript(
+            name=options.name or path.name,
+            folder=str(top),
+            runs=tuple(str(top / task.folder) for task in tasks) or (str(top),),
+            nodes=first.nodes or 1,
+            directory=os.getcwd(),
+            python=sys.executable,
+            options=options,
+        )
+    )
+    return Submission(path, tuple(configs), tuple(preparations), tuple(tasks), script, options, goes_on)
+
+
+def send(submission: Submission) -> str:
+    """Write the folders and submit the script; the job's number. What Slurm refuses leaves nothing behind.
+
+    Raises:
+        SlurmError: Slurm says no, or would never start it. SlurmUnavailable: no answer.
+    """
+    path, options = submission.path, submission.options
+    before = read_job_file(RunFolder(path.absolute())) if submission.goes_on else JobFile()
+    made = _first_missing(path)
+    top = RunFolder(path.absolute()) if submission.goes_on else create(path)
+    try:
+        for folder, config, preparation in zip(
+            submission.folders, submission.configs, submission.preparations, strict=True
+        ):
+            folder.logs.mkdir(parents=True, exist_ok=True)
+            write_plan(folder, config, preparation)
+            write_job_file(folder, JobFile(before.jobs, options.stalled_restarts, asdict(options)))
+        if submission.tasks:
+            write_sweep(top.path, options.name or path.name, submission.tasks)
+        write_text(top.path / _SCRIPT, submission.script)
+        job_id = submit(str(top.path / _SCRIPT), note=say)
+        jobs = (*before.jobs, Submitted(job_id, time.time()))
+        write_job_file(top, JobFile(jobs, options.stalled_restarts, asdict(options)))
+        for task in submission.tasks:
+            own = (Submitted(f"{job_id}_{task.index}", time.time()),)
+            run = RunFolder(top.path / task.folder)
+            write_job_file(run, JobFile(own, options.stalled_restarts, asdict(options)))
+        _refuse_if_impossible(job_id)
+    except BaseException:
+        if submission.goes_on:
+            write_job_file(top, before)
+        elif made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    return job_id
+
+
+def _config(argv: Sequence[str], values: dict[str, str], options: SlurmOptions, usage: str) -> RunConfig:
+    config = parse_run_options([*argv, *option_arguments(values)], usage)
+    config.check()
+    if config.hosts is not None or config.hostfile is not None:
+        raise ConfigError("--hosts and --hostfile are for ssh; Slurm finds the nodes of a job: leave them out")
+    placement = place_on_cluster(config, options.gpus_per_node)
+    return config.replace(
+        nodes=placement.nodes,
+        procs_per_node=placement.procs_per_node,
+        accelerator=placement.accelerator,
+        setup=config.setup_name,
+    )
+
+
+def _preparations(configs: Sequence[RunConfig]) -> list[Preparation]:
+    known: dict[str, Preparation] = {}
+    found = []
+    for config in configs:
+        key = config.replace(**{name: config.default(name) for name in _PLAN_FREE}).to_yaml()
+        if key not in known:
+            known[key] = prepared(config)
+        found.append(known[key])
+    return found
+
+
+def _continued(folder: RunFolder, config: RunConfig) -> tuple[list[RunConfig], list[Preparation]]:
+    old = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
+    config = continued(old, config)
+    say("preparing: checking the checkpoints")
+    manifest = None
+    if read_attempts(folder.attempts):
+        continuation = find(folder, config)
+        if continuation.finished:
+            raise ConfigError(
+                f"the run in {folder.path} has finished its {config.max_epochs} epochs: give a larger --max-epochs"
+            )
+        manifest = continuation.manifest
+    at = Store(folder.checkpoints).path(manifest.name) if manifest is not None else None
+    return [config], [prepared(config, at)]
+
+
+def _refuse_if_impossible(job_id: str) -> None:
+    """Look for a moment whether the job can ever start; cancel it if not.
+
+    Raises:
+        SlurmError: it cannot.
+    """
+    end = time.monotonic() + _LOOK_SECONDS
+    never: Reason | None = None
+    while time.monotonic() < end and (never is None or never.name in _VAGUE):
+        jobs = show_jobs(job_id, retry_seconds=0)
+        reasons = [explain(job.reason) for job in jobs if job.state in ("PENDING", "CANCELLED")]
+        never = next((reason for reason in reasons if reason.never), None)
+        if jobs and never is None and all(_settled(job) for job in jobs):
+            return
+        time.sleep(0.3)
+    if never is not None:
+        cancel(job_id)
+        raise SlurmError(f"the cluster can never run this job ({never.name}): {never.words}; it was removed")
+
+
+def _settled(job: Job) -> bool:
+    return job.state != "PENDING" or job.reason not in ("None", "Dependency", "BeginTime")
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The topmost folder that has to be made for a path; None if it is there."""
+    missing = None
+    for folder in (path.absolute(), *path.absolute().parents):
+        if folder.exists():
+            break
+        missing = folder
+    return missing
+
+
+def how_to_follow(path: Path) -> str:
+    """The commands that follow a run, on one line."""
+    quoted = shlex.quote(str(path))
+    return f"flash-launch status {quoted}, flash-launch logs -f {quoted}, flash-launch cancel {quoted}"
