@@ -3,13 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-cluster test-all lint clean
 
 demo: $(VENV)/installed
 	PATH="$(BIN):$$PATH" flash-launch --nodes 2 --strategy freeze_unfreeze_deepspeed
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
+
+# all tests on real Slurm clusters and sshd's, and all staged failures; what they need, see README
+test-cluster: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/cluster tests/e2e/test_failures.py
 
 test-all: lint
 	$(BIN)/python -m pytest

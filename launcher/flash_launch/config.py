@@ -15,6 +15,7 @@ from flash_launch.options import (
     StrategyOptions,
     TaskOptions,
     TrainingOptions,
+    WandbOptions,
     option_name,
 )
 
@@ -63,7 +64,14 @@ _STRATEGY_OF = {
 
 @dataclass(frozen=True)
 class RunConfig(
-    OutputOptions, OptimizerOptions, TrainingOptions, DataOptions, TaskOptions, StrategyOptions, RankOptions
+    WandbOptions,
+    OutputOptions,
+    OptimizerOptions,
+    TrainingOptions,
+    DataOptions,
+    TaskOptions,
+    StrategyOptions,
+    RankOptions,
 ):
     """Everything one run was asked to do. The fields and their docstrings are those of the parts in options.py.
 
@@ -79,6 +87,7 @@ class RunConfig(
         TrainingOptions,
         OptimizerOptions,
         OutputOptions,
+        WandbOptions,
     )
 
     def __post_init__(self) -> None:

@@ -15,9 +15,10 @@ __all__ = ["Continuation", "check_can_go_on", "continued", "find", "trim_metrics
 
 MAY_CHANGE = frozenset(
     (
-        *("nodes", "procs_per_node", "accelerator", "timeout", "setup", "nvme_path"),
+        *("nodes", "procs_per_node", "hosts", "hostfile", "accelerator", "timeout", "setup", "nvme_path"),
         *("max_epochs", "batch_size", "accumulate", "num_workers", "limit_train_batches"),
         *("output_dir", "resume", "checkpoint_every", "keep_last", "keep_best", "background_checkpoints"),
+        *("wandb", "wandb_name", "wandb_group", "wandb_job_type", "wandb_tags", "wandb_artifact"),
     )
 )
 """Options that may change freely; those of the strategy may as far as they concern what is still to come."""

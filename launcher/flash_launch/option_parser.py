@@ -17,9 +17,12 @@ from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.options import field_docstrings, option_name
 
-__all__ = ["nearest", "parse_run_options", "read_yaml", "values_from_mapping"]
+__all__ = ["nearest", "option_names", "parse_run_options", "read_yaml", "slurm_sections", "values_from_mapping"]
 
 _TYPES: dict[str, type] = {name: hint for part in RunConfig.PARTS for name, hint in typing.get_type_hints(part).items()}
+
+SLURM = "slurm"
+"""The key of a YAML file that holds what is asked of a cluster."""
 
 _PAIRS = ("--milestones", "--checkpoint-every")
 """Options with two values."""
@@ -101,6 +104,8 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
+        if name == SLURM:
+            continue  # read by slurm_sections, for those commands that submit
         if name not in _TYPES:
             raise ConfigError(f"{source}: unknown key {str(key)!r}{nearest(name, list(_TYPES))}")
         if name in values:
@@ -108,6 +113,28 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
         # The one option whose values look like numbers: an unquoted 32 is meant as it is typed at --precision.
         values[name] = str(value) if name == "precision" and type(value) is int else value
     return values
+
+
+def option_names() -> list[str]:
+    """Names of all options of a run, as in YAML."""
+    return list(_TYPES)
+
+
+def slurm_sections(argv: Sequence[str]) -> list[tuple[str, Mapping[object, object]]]:
+    """The `slurm:` parts of the YAML files that a command line names, each with its file.
+
+    Raises:
+        ConfigError: a file that cannot be read, or such a part that is no mapping.
+    """
+    found: list[tuple[str, Mapping[object, object]]] = []
+    for file in _split(argv)[0]:
+        text = _read(file)
+        read_yaml(text, file)  # says what is wrong with it
+        section = (yaml.load(text, Loader=_UniqueKeys) or {}).get(SLURM)
+        if section is not None and not isinstance(section, dict):
+            raise ConfigError(f"{file}: slurm holds {_shown(section)}: it must hold lines such as `partition: gpu`")
+        found.append((file, section or {}))
+    return found
 
 
 def values_from_mapping(values: Mapping[str, object], source: str) -> dict[str, object]:
@@ -186,6 +213,8 @@ def _check_known(arguments: Sequence[str]) -> None:
     known = ["--help", "--print_config", "--config", *map(option_name, _TYPES)]
     for argument in arguments:
         option = re.split(r"[.=]", argument, maxsplit=1)[0]
+        if option == f"--{SLURM}":
+            raise ConfigError(f"{argument.partition('=')[0]} is for jobs: give it to `flash-launch submit`")
         if argument.startswith("--") and option not in known:
             raise ConfigError(f"unknown option {option}{nearest(option, known)}")
 
@@ -225,11 +254,10 @@ def _explain(message: str, source: str) -> str:
 
 
 def _expected(name: str) -> str:
-    hint = _TYPES[name]
     if choices := _choices(name):
         return f"it must be one of {', '.join(choices)}"
-    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    words = {
+    members = _members(name)
+    words: dict[object, str] = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
@@ -242,8 +270,16 @@ def _expected(name: str) -> str:
     return f"it must be {words[next(member for member in members if member is not type(None))]}"
 
 
+def _members(name: str) -> tuple[object, ...]:
+    """The types that an option may have; `Literal[...] | None` is a typing.Union, `int | None` is not."""
+    hint = _TYPES[name]
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if union else (hint,)
+
+
 def _choices(name: str) -> tuple[str, ...]:
-    return typing.get_args(_TYPES[name]) if typing.get_origin(_TYPES[name]) is Literal else ()
+    found = [member for member in _members(name) if typing.get_origin(member) is Literal]
+    return typing.get_args(found[0]) if found else ()
 
 
 def _metavar(name: str) -> str:

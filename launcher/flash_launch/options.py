@@ -14,6 +14,7 @@ __all__ = [
     "StrategyOptions",
     "TaskOptions",
     "TrainingOptions",
+    "WandbOptions",
     "field_docstrings",
     "option_name",
 ]
@@ -23,8 +24,15 @@ __all__ = [
 class RankOptions:
     """ranks: how many, and where"""
 
-    nodes: int = 1
-    """Number of nodes. Where there is no cluster, this machine runs the ranks of all of them."""
+    nodes: int | None = None
+    """Number of nodes. Where there is no cluster, this machine runs the ranks of all of them.
+    Default: all nodes of the Slurm allocation, or of --hosts, that there is; else 1."""
+
+    hosts: str | None = field(default=None, metadata={"metavar": "HOST,HOST,..."})
+    """Machines to run on, by ssh; each is a node. They must share the folders of the run, the code and Python."""
+
+    hostfile: str | None = field(default=None, metadata={"metavar": "FILE"})
+    """File with a host per line, in place of --hosts; what follows the name, as in `host slots=8`, is not used."""
 
     procs_per_node: int | None = None
     """Ranks per node. Default: the GPUs shared out over the nodes, 1 where there is no GPU."""
@@ -188,6 +196,36 @@ class OutputOptions:
 
     background_checkpoints: bool = True
     """Write checkpoints while training goes on."""
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """Weights & Biases: rank 0 records the run there, or in the run folder until `flash-launch sync RUN`"""
+
+    wandb: Literal["online", "offline", "disabled"] | None = None
+    """Record online, offline or not at all. Default: WANDB_MODE; else online with a key (WANDB_API_KEY) or a login
+    (wandb login), and offline without. Without a network, online becomes offline."""
+
+    wandb_project: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Project. Default: WANDB_PROJECT, else flash-launch."""
+
+    wandb_entity: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """User or team. Default: WANDB_ENTITY, else the one that the key belongs to."""
+
+    wandb_name: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Name of the run. Default: that of the run folder."""
+
+    wandb_group: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Group of runs. Default: the sweep's name for the runs of a sweep."""
+
+    wandb_job_type: str | None = field(default=None, metadata={"metavar": "NAME"})
+    """Job type. Default: array for the runs of a sweep."""
+
+    wandb_tags: str | None = field(default=None, metadata={"metavar": "TAG,TAG,..."})
+    """Tags."""
+
+    wandb_artifact: bool = False
+    """Record the final weights, model.safetensors, as an artifact."""
 
 
 def option_name(field_name: str) -> str:

@@ -48,7 +48,7 @@ def examine(text: str, checkpoint: str | None = None) -> dict[str, object]:
 
     config = RunConfig.from_yaml(text)
     procs = config.procs_per_node or 1
-    world_size = config.nodes * procs
+    world_size = (config.nodes or 1) * procs
     assembly = assemble(config, world_size=world_size, procs_per_node=procs, cuda=uses_cuda(config), read_data=True)
     messages = list(assembly.notes)
     if checkpoint is not None:

@@ -59,7 +59,9 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT, *, checkpoi
         PreflightRefused: a user fault.
         LaunchError: the preflight itself broke.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", rank_guard.LOGS)}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", rank_guard.LOGS, rank_guard.ENDS)
+    }
     done = subprocess.run(
         [sys.executable, "-m", "flash_launch.rank_guard", *preflight, *([str(checkpoint)] if checkpoint else [])],
         input=config.to_yaml(),

@@ -127,8 +127,21 @@ class Recorder(pl.Callback):
                 refrozen=list(report.refrozen),
                 bytes_before=asdict(report.bytes_before),
                 bytes_after=asdict(report.bytes_after),
+                groups=self._groups(),
                 plan=report.fingerprint,
             )
+
+    def _groups(self) -> list[dict[str, object]]:
+        """The param groups: how many parameters and elements each has, and its options."""
+        engine = self._finetuning.transitions.engine
+        return [
+            {
+                "parameters": len(cohort.names),
+                "elements": sum(_size(self._finetuning, name) for name in cohort.names),
+                **{name: value for name, value in group.items() if isinstance(value, (bool, int, float, str))},
+            }
+            for cohort, group in zip(engine.cohorts, engine.optimizer.param_groups, strict=False)
+        ]
 
     def _tell(self, trainer: pl.Trainer, report: TransitionReport) -> None:
         """One line per transition, when its first step is done and proved."""
@@ -205,6 +218,9 @@ class Recorder(pl.Callback):
                 if isinstance(loss, torch.Tensor)
                 else {}
             )
+            self._end_phase()  # keeps the phase's peak: from here on, the next steps' own is measured
+            memory = peak_bytes()
+            reset_peak()
             self._metric(
                 trainer,
                 kind="step",
@@ -212,6 +228,7 @@ class Recorder(pl.Callback):
                 lr=self._rates,
                 step_seconds=round(seconds, 6),
                 examples_per_s=round(examples / seconds, 2) if seconds > 0 else None,
+                memory_bytes=memory,
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

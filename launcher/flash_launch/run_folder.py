@@ -63,10 +63,9 @@ class RunFolder:
         """Folder of one log per rank and one per agent."""
         return self.path / "logs"
 
-    @property
-    def ends(self) -> Path:
-        """Folder of what ranks and agents wrote about their ends, see rank_guard; gone after a run that went well."""
-        return self.logs / ".ranks"
+    def ends_of(self, attempt: int) -> Path:
+        """Folder of what ranks and agents of an attempt wrote about themselves, see rank_guard."""
+        return self.attempts / f"{attempt:04}"
 
     @property
     def checkpoints(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -18,6 +19,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.strategies import Strategy
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from flash_launch import progress
 from flash_launch.assembly import Assembly, assemble, uses_cuda
 from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
 from flash_launch.checkpoint.manifest import read as read_manifest
@@ -26,8 +28,12 @@ from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOp
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
 from flash_launch.final_weights import save_weights
+from flash_launch.loss_guard import LossGuard
+from flash_launch.progress_callback import ProgressCallback
+from flash_launch.rank_guard import note_stop
 from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
+from flash_launch.tracking.logger import RunLogger, start_tracking
 from flash_strategies.digest import combined_digest
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
 
@@ -47,6 +53,17 @@ def main() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and says that it found none
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    attempt = next(one for one in read_attempts(folder.attempts) if one.number == int(os.environ[ATTEMPT]))
+    logger = start_tracking(config, folder, attempt)
+    try:
+        _run(config, folder, attempt, logger)
+    finally:
+        if logger is not None:
+            logger.close()
+
+
+def _run(config: RunConfig, folder: RunFolder, attempt: Attempt, logger: RunLogger | None) -> None:
+    progress.tell("building the model and reading the data")
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     assembly = assemble(
         config,
@@ -58,12 +75,13 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     if rank == 0:
         write_json(folder.deepspeed_json, assembly.engine_config)
-        append_jsonl(folder.events_jsonl, {"event": "launch", "time": time.time(), "world_size": assembly.world_size})
-    attempt = next(one for one in read_attempts(folder.attempts) if one.number == int(os.environ[ATTEMPT]))
-    train(assembly, folder, attempt)
+        begun = {"attempt": attempt.number, "resumed_from": attempt.resumed_from, "step": attempt.resumed_step}
+        row = {"event": "launch", "time": time.time(), "world_size": assembly.world_size}
+        append_jsonl(folder.events_jsonl, {**row, **begun})
+    train(assembly, folder, attempt, logger)
 
 
-def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
+def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLogger | None = None) -> None:
     """Train, and leave the summary and the weights in the run folder."""
     config = assembly.config
     finetuning = assembly.finetuning
@@ -99,9 +117,12 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
         strategy=_strategy(assembly),
         precision=_PRECISION[config.precision],  # type: ignore[arg-type]
         callbacks=[
+            ProgressCallback(),
+            LossGuard(finetuning),
             EpochStart(saver),
             finetuning,
             _ReseedPerRank(config.seed),
+            _TakeSigterm(),
             *resumer,
             recorder,
             _Progress(),
@@ -110,13 +131,16 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt) -> None:
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         limit_train_batches=config.limit_train_batches,
-        logger=False,
+        logger=logger or False,
+        log_every_n_steps=10,  # what the task itself logs at steps
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,  # RunData deals the samples out
         num_sanity_val_steps=0,
         default_root_dir=str(folder.path),
     )
+    if logger is not None:
+        logger.follow(trainer)
     try:
         trainer.fit(assembly.task, datamodule=assembly.data)
     except RunStopped as stop:
@@ -193,6 +217,14 @@ class _Progress(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
+
+
+class _TakeSigterm(pl.Callback):
+    """In a Slurm job, every process gets the SIGTERM that asks the run to save; Lightning would end this one."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "SLURM_JOB_ID" in os.environ:
+            signal.signal(signal.SIGTERM, note_stop)
 
 
 class _ReseedPerRank(pl.Callback):

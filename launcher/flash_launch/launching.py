@@ -1,0 +1,250 @@
+"""Starts a run or goes on with it: from options to ranks on this machine, and how it ended, on the console."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flash_launch.checkpoint.attempts import Attempt, Fence, begin
+from flash_launch.checkpoint.manifest import Manifest
+from flash_launch.checkpoint.store import Store
+from flash_launch.cluster.allocation import find_allocation
+from flash_launch.cluster.job_file import note_job
+from flash_launch.config import RunConfig
+from flash_launch.console import say, usage
+from flash_launch.continuation import check_can_go_on, continued, find, trim_metrics
+from flash_launch.errors import ConfigError, FencedError
+from flash_launch.executors.allocation import run_in_allocation
+from flash_launch.executors.host_check import place_on_hosts
+from flash_launch.executors.hosts import choose_hosts
+from flash_launch.executors.local import LaunchResult, run_local
+from flash_launch.executors.ssh import run_ssh
+from flash_launch.machine import Placement, place, place_in_allocation, visible_gpus
+from flash_launch.option_parser import parse_run_options
+from flash_launch.preparation import PREFLIGHT, Preparation, prepare
+from flash_launch.run_folder import RunFolder, check_free, create, default_path, read_json, write_json, write_text
+from flash_launch.tracking.mode import check_login
+from flash_launch.viewing.wording import resume_command
+
+__all__ = ["STOPPED", "begin_attempt", "go_on", "prepared", "read_options", "start", "tell_end", "write_plan"]
+
+_WORKER = ("-m", "flash_launch.worker")
+STOPPED = 75
+"""Exit code of a run that was asked to stop, has saved, and can go on: sysexits.h's EX_TEMPFAIL, "try again"."""
+
+
+def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConfig, Placement]:
+    """The configuration that was asked for, checked and resolved, and where it runs.
+
+    Args:
+        path: folder of the run to go on with; None: that of the options.
+
+    Raises:
+        FlashLaunchError: anything that can be told to be wrong without torch.
+    """
+    config = parse_run_options(argv, usage())
+    config.check()
+    check_login(config.wandb, os.environ)
+    config, hosts = choose_hosts(config, argv)
+    if hosts:
+        say(f"looking at {', '.join(map(str, hosts))}")
+        path = path or (Path(config.output_dir) if config.output_dir is not None else default_path(config.strategy))
+        placement, notes = place_on_hosts(config, hosts, path)
+        for note in notes:
+            say(note)
+    elif (allocation := find_allocation(os.environ)) is not None:
+        placement = place_in_allocation(config, allocation)
+    else:
+        placement = place(config, () if config.accelerator == "cpu" else visible_gpus())
+    resolved = config.replace(
+        nodes=placement.nodes,
+        procs_per_node=placement.procs_per_node,
+        accelerator=placement.accelerator,
+        setup=config.setup_name,
+    )
+    return resolved, placement
+
+
+def prepared(config: RunConfig, checkpoint: Path | None = None) -> Preparation:
+    """What the preflight says of a run, which may be to go on from a checkpoint's folder.
+
+    Raises:
+        PreflightRefused, LaunchError: see preparation.py.
+    """
+    return prepare(config, PREFLIGHT, checkpoint=checkpoint)
+
+
+def start(config: RunConfig, placement: Placement) -> int:
+    """Start a new run; the exit code.
+
+    Raises:
+        FlashLaunchError: a user fault; nothing was written then.
+    """
+    path = Path(config.output_dir) if config.output_dir is not None else default_path(config.strategy)
+    check_free(path)
+    say("preparing: building the model and scanning the data")
+    preparation = prepared(config)
+    folder = create(path)
+    write_plan(folder, config, preparation)
+    return _launch(config, placement, preparation, folder, path, begin_attempt(folder, config))
+
+
+def go_on(config: RunConfig, placement: Placement, path: Path, checkpoint: str | None = None) -> int:
+    """Go on with the run in a folder, from its newest checkpoint or the one that is named; the exit code.
+
+    Raises:
+        FlashLaunchError: a user fault, or checkpoints that cannot be used.
+    """
+    folder = RunFolder(path.absolute())
+    old = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
+    check_can_go_on(folder)
+    config = continued(old, config)
+    say("preparing: checking the checkpoints")
+    continuation = find(folder, config, checkpoint)
+    for note in continuation.notes:
+        say(note)
+    if continuation.finished:
+        say(f"the run has finished its {config.max_epochs} epochs: give a larger --max-epochs to go on")
+        return 0
+    manifest = continuation.manifest
+    at = Store(folder.checkpoints).path(manifest.name) if manifest is not None else None
+    preparation = prepared(config, at)
+    attempt = begin_attempt(folder, config, manifest)
+    write_plan(folder, config, preparation)
+    return _launch(config, placement, preparation, folder, path, attempt)
+
+
+def write_plan(folder: RunFolder, config: RunConfig, preparation: Preparation) -> None:
+    """Write what was asked and what it comes to: config.yaml and plan.json."""
+    # Without its folder, so that `flash-launch --config RUN/config.yaml` makes a new one.
+    write_text(folder.config_yaml, config.replace(output_dir=None, resume="never").to_yaml())
+    write_json(folder.plan_json, preparation.plan)
+
+
+def begin_attempt(folder: RunFolder, config: RunConfig, manifest: Manifest | None = None) -> Attempt:
+    """Take the next attempt's number, from a checkpoint or from the start, and clear away what it will write again.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        attempt = begin(
+            folder.attempts,
+            resumed_from=manifest.name if manifest is not None else None,
+            resumed_step=manifest.position.step if manifest is not None else 0,
+            config={name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()},
+        )
+    except OSError as error:
+        raise ConfigError(f"{folder.attempts} cannot be written to: {error.strerror}") from error
+    Store(folder.checkpoints).sweep()
+    trim_metrics(folder, manifest)
+    folder.summary_json.unlink(missing_ok=True)
+    folder.logs.mkdir(exist_ok=True)
+    if manifest is not None:
+        say(
+            f"attempt {attempt.number} goes on from {manifest.name} ({manifest.position}), phase {manifest.phase}, "
+            f"saved by {manifest.world_size} rank{'s' * (manifest.world_size != 1)} on {manifest.setup}"
+        )
+    return attempt
+
+
+def tell_end(folder: RunFolder, path: Path, result: LaunchResult, attempt: Attempt) -> int:
+    """The verdict or the summary on the console, and the exit code; a run that failed gets a status of its own."""
+    code = _tell_end(folder, path, result, Fence(folder.attempts, attempt.number))
+    told = {"exit_code": code, "time": time.time(), "seconds": round(result.seconds, 3)}
+    verdict = result.verdict.render() if result.verdict is not None else None
+    with contextlib.suppress(OSError):  # on a full disk, the exit code and the console have to do
+        folder.ends_of(attempt.number).mkdir(parents=True, exist_ok=True)
+        write_json(folder.ends_of(attempt.number) / "end.json", {**told, "verdict": verdict})
+    return code
+
+
+def _launch(
+    config: RunConfig,
+    placement: Placement,
+    preparation: Preparation,
+    folder: RunFolder,
+    path: Path,
+    attempt: Attempt,
+) -> int:
+    """Start the ranks in a run folder, and tell how it ended; the exit code."""
+    for line in (*preparation.messages, *preparation.describe(), placement.describe(), f"run folder: {path}"):
+        say(line)
+    return tell_end(folder, path, _run_ranks(config, placement, folder, attempt), attempt)
+
+
+def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attempt: Attempt) -> LaunchResult:
+    """Run the ranks where they are placed, to their end."""
+    # what rank 0 writes to is a log; only here is it known whether a person watches
+    environment = {**os.environ, "FLASH_LAUNCH_WATCHED": str(int(sys.stdout.isatty()))}
+    if placement.hosts:
+        return run_ssh(
+            folder,
+            placement.hosts,
+            head=placement.head,
+            port=placement.port,
+            procs_per_node=placement.procs_per_node,
+            attempt=attempt.number,
+            environment=environment,
+            stop_seconds=config.timeout,
+        )
+    if placement.allocation is not None:
+        note_job(folder, attempt.number, placement.allocation)
+        return run_in_allocation(
+            folder,
+            placement.allocation,
+            procs_per_node=placement.procs_per_node,
+            attempt=attempt.number,
+            environment=environment,
+            stop_seconds=config.timeout,
+        )
+    return run_local(
+        folder,
+        nodes=placement.nodes,
+        procs_per_node=placement.procs_per_node,
+        worker=_WORKER,
+        attempt=attempt.number,
+        gpus=placement.gpus,
+        stop_seconds=config.timeout,
+        environment=environment,
+    )
+
+
+def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence) -> int:
+    try:
+        fence.check()
+    except FencedError as error:
+        say(f"stopped after {result.seconds:.1f} s: {error}", error=True)
+        return 1
+    summary: dict[str, object] = {}
+    if folder.summary_json.exists() and isinstance(read := read_json(folder.summary_json), dict):
+        summary = read
+    if result.exit_code != 0:
+        stopped = result.exit_code > 128
+        why = f"by {signal.Signals(result.exit_code - 128).name}" if stopped else "nobody told why: see the logs"
+        if result.verdict is not None:
+            why = result.verdict.render()
+        with contextlib.suppress(OSError):
+            write_json(folder.summary_json, {**summary, "status": "stopped" if stopped else "failed", "verdict": why})
+        say(f"{'stopped' if stopped else 'failed'} after {result.seconds:.1f} s: {why}", error=not stopped)
+        say(f"run folder: {path}{_how_to_go_on(folder, path)}")
+        return result.exit_code
+    if summary.get("status") == "stopped":
+        saved = summary.get("checkpoint")
+        told = f"saved {saved}" if saved else "nothing was saved, --checkpoint-every is 0"
+        say(f"stopped after {result.seconds:.1f} s at step {summary.get('steps')}: {told}")
+        say(f"run folder: {path}{_how_to_go_on(folder, path)}")
+        return STOPPED if saved else 128 + signal.SIGTERM
+    metrics = summary.get("metrics")
+    values = [f"{name} {value:.4g}" for name, value in metrics.items()] if isinstance(metrics, dict) else []
+    say(f"{summary.get('status', 'finished')} in {result.seconds:.1f} s{': ' * bool(values)}{', '.join(values)}")
+    say(f"run folder: {path}{', weights: ' + folder.weights.name if folder.weights.exists() else ''}")
+    return 0
+
+
+def _how_to_go_on(folder: RunFolder, path: Path) -> str:
+    names = Store(folder.checkpoints).names()
+    return f", go on from {names[0]} with: {resume_command(path)}" if names else ""
