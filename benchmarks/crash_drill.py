@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import statistics
@@ -47,7 +46,7 @@ OPTIONS = (
     *("--lr-schedule", "cosine", "--warmup-steps", "3"),
 )
 _UNFREEZES_AFTER, _STEPS = 16, 32
-_VARIES = ("step_seconds", "examples_per_s")
+_VARIES = ("step_seconds", "examples_per_s", "memory_bytes")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 Start = Callable[[Sequence[str], Path, float], int]
@@ -132,11 +131,11 @@ def start_forked(argv: Sequence[str], log: Path, grace: float) -> int:
     """The command's own code but for two parts: no preflight, and ranks are forked instead of started by torchrun."""
 
     def body() -> int:
-        from flash_launch import cli
+        from flash_launch import cli, launching
         from flash_launch.preparation import Preparation
 
-        cli.prepare = lambda *_, **__: Preparation({})  # type: ignore[assignment]
-        cli.run_local = functools.partial(_fork_ranks, grace=grace)  # type: ignore[assignment]
+        launching.prepare = lambda *_, **__: Preparation({})  # type: ignore[assignment]
+        launching.run_local = functools.partial(_fork_ranks, grace=grace)  # type: ignore[assignment]
         return cli.main(argv)
 
     return _fork(body, log)
@@ -175,16 +174,16 @@ def _fork(body: Callable[[], int], log: Path | None) -> int:
 
 
 def _fork_ranks(
-    folder: RunFolder, *, nodes: int, environment: Mapping[str, str], grace: float, **_: object
+    folder: RunFolder, *, nodes: int, environment: Mapping[str, str], grace: float, attempt: int, **_: object
 ) -> LaunchResult:
     """In the place of run_local: fork the ranks, one per node, and end all when one has died."""
     began = time.monotonic()
-    shutil.rmtree(folder.ends, ignore_errors=True)
     common = {
         **environment,
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"},
         **{"WORLD_SIZE": str(nodes), "GROUP_WORLD_SIZE": str(nodes), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"},
         **{"TORCHELASTIC_RUN_ID": "drill", "FLASH_LAUNCH_LOGS": str(folder.logs)},
+        **{"FLASH_LAUNCH_ENDS": str(folder.ends_of(attempt)), "FLASH_LAUNCH_ATTEMPT": str(attempt)},
         "FLASH_LAUNCH_PARENT": str(os.getpid()),
     }
 
@@ -312,9 +311,9 @@ def _strike(kill: Kill, folder: RunFolder, launcher: int, before: set[str]) -> d
 def rank_pids(folder: RunFolder, launcher: int) -> list[int]:
     """The ranks that run below a launcher, in order; files of an attempt before may lie there, too."""
     found: list[int] = []
-    for name in sorted(_names(folder.ends)):
+    for file in sorted(folder.attempts.glob("*/node*_rank*.pid"), key=lambda file: file.name):
         try:
-            pid = above = int((folder.ends / name).read_text()) if re.fullmatch(r"node\d+_rank\d+\.pid", name) else 0
+            pid = above = int(file.read_text())
             while above not in (0, 1, launcher):
                 above = int(Path(f"/proc/{above}/stat").read_text().rpartition(")")[2].split()[1])
             if above == launcher:

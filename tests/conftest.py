@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B say otherwise; no other test waits for it
+
 RANK_CASES = Path(__file__).parent / "engines" / "rank_cases.py"
 MOST_STARTS = 5
 

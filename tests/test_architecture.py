@@ -12,7 +12,8 @@ PACKAGES = {"flash_launch": ROOT / "launcher/flash_launch", "flash_strategies": 
 HEAVY = {"torch", "torchvision", "deepspeed", "pytorch_lightning", "accelerate", "torchmetrics", "wandb", "sklearn"}
 LIGHT_LAUNCHER = (
     *("cli", "__main__", "config", "options", "option_parser", "machine", "preparation", "run_folder", "setups"),
-    *("contradictions", "setup_keys", "verdict", "rank_guard", "errors", "executors"),
+    *("contradictions", "setup_keys", "verdict", "rank_guard", "errors", "executors", "cluster", "commands", "doctor"),
+    *("job", "launching", "submission", "sweep", "console"),
 )
 LIGHT_STRATEGIES = ("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones")
 
@@ -123,6 +124,7 @@ def test_private_parts_are_reached_from_one_file(library: str, file: str) -> Non
             "pytorch_lightning.callbacks",
             "pytorch_lightning.callbacks.progress.tqdm_progress",
             "pytorch_lightning.core.optimizer",
+            "pytorch_lightning.loggers",
             "pytorch_lightning.strategies",
             "pytorch_lightning.utilities",
             "pytorch_lightning.utilities.model_helpers",

@@ -153,4 +153,4 @@ def coordinates(row: dict[str, object]) -> tuple[object, ...]:
 
 def timeless(row: dict[str, object]) -> dict[str, object]:
     """A row but for how long the step took."""
-    return {key: value for key, value in row.items() if key not in ("step_seconds", "examples_per_s")}
+    return {key: value for key, value in row.items() if key not in ("step_seconds", "examples_per_s", "memory_bytes")}

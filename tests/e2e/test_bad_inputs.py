@@ -70,7 +70,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder; the preflight runs in this process, and nothing can be started."""
     from flash_launch.preflight import examine
 
-    def prepare(config: RunConfig, preflight: object) -> Preparation:
+    def prepare(config: RunConfig, preflight: object, *, checkpoint: object = None) -> Preparation:
         try:
             answer = examine(config.to_yaml())
         except FlashLaunchError as error:
@@ -80,8 +80,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     def run_local(*args: object, **options: object) -> None:
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr("flash_launch.cli.prepare", prepare)
-    monkeypatch.setattr("flash_launch.cli.run_local", run_local)
+    monkeypatch.setattr("flash_launch.launching.prepare", prepare)
+    monkeypatch.setattr("flash_launch.launching.run_local", run_local)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # as the preflight sets it
     monkeypatch.setattr(sys, "path", list(sys.path))
     for variable in ("CUDA_VISIBLE_DEVICES", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):

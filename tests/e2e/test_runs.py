@@ -252,8 +252,11 @@ def test_a_rank_that_fails_ends_the_run_and_is_named(tmp_path: Path) -> None:
     assert time.time() - float((tmp_path / "failed").read_text()) < 10
     assert answer.code == 1
     verdict = answer.err.splitlines()
-    assert "rank 1 (node 1) failed first: ValueError: pixel 7 is not a number" in verdict[0]
+    assert "rank 1 (node 1, " in verdict[0]
+    assert "failed first: ValueError: pixel 7 is not a number" in verdict[0]
     assert verdict[1:] == [
+        "  where: the forward pass after step 3 (epoch 1)",
+        f"  at {tmp_path / 'my_task.py'}:9 in training_step",
         f"  log: {tmp_path / 'run' / 'logs' / 'node1_rank1.log'}",
     ]
     assert "Traceback" not in answer.out + answer.err

@@ -46,8 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, on a machine without GPUs."""
     for name, text in (("preflight.py", PREFLIGHT), ("worker.py", WORKER)):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr("flash_launch.cli.PREFLIGHT", (str(tmp_path / "preflight.py"),))
-    monkeypatch.setattr("flash_launch.cli._WORKER", (str(tmp_path / "worker.py"),))
+    monkeypatch.setattr("flash_launch.launching.PREFLIGHT", (str(tmp_path / "preflight.py"),))
+    monkeypatch.setattr("flash_launch.launching._WORKER", (str(tmp_path / "worker.py"),))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -87,7 +87,8 @@ def test_a_run_leaves_its_folder_and_can_be_repeated(here: Path, capfd: pytest.C
 def test_a_rank_that_fails_gives_1_and_the_verdict(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--procs-per-node", "2", "--lr", "0.5", "--output-dir", "out"]) == 1
     out, err = capfd.readouterr()
-    assert "rank 1 (node 0) failed first: ValueError: loss is not a number" in err
+    assert "rank 1 (node 0, " in err
+    assert "failed first: ValueError: loss is not a number" in err
     assert "log: " + str(here / "out" / "logs" / "node0_rank1.log") in err
     assert "Traceback" not in out + err
     summary = json.loads((here / "out" / "summary.json").read_text())
@@ -106,7 +107,7 @@ def test_a_rank_that_fails_gives_1_and_the_verdict(here: Path, capfd: pytest.Cap
         ("--accelerator cuda", "give --accelerator cpu"),
         ("--output-dir taken", "holds another run"),
         ("plam", "unknown command 'plam': did you mean plan?"),
-        ("submit", "unknown command 'submit'"),
+        ("dispatch", "unknown command 'dispatch'"),
         ("templates zero9", "zero9"),
         ("templates zero1 zero2", "it takes at most one name"),
     ],
@@ -181,7 +182,10 @@ def test_ctrl_c_in_the_preflight_ends_it_without_a_traceback(tmp_path: Path) -> 
     (tmp_path / "slow.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
     )
-    code = "import flash_launch.cli as cli; cli.PREFLIGHT = ('slow.py',); exit(cli.main(['--accelerator', 'cpu']))"
+    code = (
+        "from flash_launch import cli, launching; launching.PREFLIGHT = ('slow.py',); "
+        "exit(cli.main(['--accelerator', 'cpu']))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -103,7 +103,7 @@ def test_bad_options_are_answered_in_one_sentence(argv: str, message: str) -> No
         ("lr: [1", "f.yaml is not valid YAML: line 1"),
         ("- 1", "f.yaml holds [1]: it must hold lines such as"),
         ("nodes: true", "f.yaml: nodes was given True: it must be a whole number"),
-        ("nodes:", "f.yaml: nodes has no value: it must be a whole number"),
+        ("seed:", "f.yaml: seed has no value: it must be a whole number"),
         ("data: 3", "f.yaml: data was given 3: it must be a text"),
         ("milestones: [1, 2, 3]", "f.yaml: milestones was given [1, 2, 3]: it must be two whole numbers"),
     ],

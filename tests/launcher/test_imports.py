@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+GUARD = ("rank_guard", "agent_guard", "telling", "progress", "oom_evidence")
 HEAVY = {
     "torch",
     "lightning",
@@ -48,7 +49,7 @@ def test_the_guard_imports_the_standard_library_only() -> None:
     code = "import flash_launch.rank_guard, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     ours = {name for name in json.loads(done.stdout) if name.startswith("flash_")}
-    assert ours == {"flash_launch", "flash_launch.rank_guard"}
+    assert ours == {"flash_launch", *(f"flash_launch.{name}" for name in GUARD)}
     assert not HEAVY & set(json.loads(done.stdout))
 
 

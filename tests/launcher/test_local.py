@@ -51,7 +51,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> float:
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = create(tmp_path / "run")
     yield folder
-    for file in folder.ends.glob("*.pid"):  # only what a test that failed has left
+    for file in folder.ends_of(1).glob("*.pid"):  # only what a test that failed has left
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(file.read_text()), signal.SIGKILL)
 
@@ -69,7 +69,7 @@ class Launcher:
     def wait_for_ranks(self) -> None:
         wait_until(lambda: len(list(self.folder.path.glob("here*"))) == self.world_size)
         self.agents = children(self.process.pid)
-        self.ranks = [int(file.read_text()) for file in self.folder.ends.glob("*.pid")]
+        self.ranks = [int(file.read_text()) for file in self.folder.ends_of(1).glob("*.pid")]
         assert len(self.ranks) == self.world_size
 
     def none_left(self) -> bool:
@@ -162,15 +162,16 @@ def test_a_rank_that_fails_ends_the_run_and_is_named(folder: RunFolder, mode: st
     assert (result.verdict.rank, result.verdict.node, result.verdict.cause) == (last, 1, cause)
     assert result.verdict.log == str(folder.rank_log(1, last))
     assert "Traceback" not in console  # of a victim: it would be read as the cause
-    assert not any(alive(int(file.read_text())) for file in folder.ends.glob("*.pid"))
-    failed = min(path.stat().st_mtime for path in folder.ends.glob("*.[ef]*"))
+    assert not any(alive(int(file.read_text())) for file in folder.ends_of(1).glob("*.pid"))
+    failed = min(path.stat().st_mtime for path in folder.ends_of(1).glob("*.[ef]*"))
     assert time.time() - failed < 10
 
 
 def test_a_user_fault_in_a_rank_is_told_by_its_message(folder: RunFolder) -> None:
     result, _ = run_here(folder, 1, 1, "fault")
     assert result.verdict is not None
-    assert result.verdict.render() == "rank 0 (node 0) failed first: the folder 'cats' is empty: put images into it"
+    who = f"rank 0 (node 0, {socket.gethostname()})"
+    assert result.verdict.render() == f"{who} failed first: the folder 'cats' is empty: put images into it"
 
 
 @linux_only
@@ -234,7 +235,8 @@ def test_a_killed_agent_leaves_no_rank_and_is_named(launch: Callable[..., Launch
     os.kill(next(pid for pid, argv in argvs.items() if "--node-rank=1" in argv), signal.SIGKILL)
     exit_code, out, _ = launcher.end(10)
     assert exit_code == 1
-    assert "the agent of node 1 failed first: killed by SIGKILL" in out
+    assert "the agent of node 1 (" in out
+    assert "failed first: killed by SIGKILL" in out
     assert launcher.none_left()
 
 
@@ -267,13 +269,17 @@ def test_the_agents_command_line_is_text() -> None:
 
 def test_the_agents_environment_forgets_another_launch() -> None:
     base = {"RANK": "1", "MASTER_PORT": "1", "PET_NNODES": "9", "TORCHELASTIC_RUN_ID": "x", "HOME": "/h"}
-    environment = agent_environment(base, node=1, logs="/l", parent=7, threads=3, interface="lo")
+    environment = agent_environment(base, node=1, logs="/l", ends="/e", parent=7, threads=3, interface="lo")
     assert environment == {
         "HOME": "/h",
         "OMP_NUM_THREADS": "3",
         "GLOO_SOCKET_IFNAME": "lo",
         "FLASH_LAUNCH_LOGS": "/l",
+        "FLASH_LAUNCH_ENDS": "/e",
         "FLASH_LAUNCH_NODE": "1",
         "FLASH_LAUNCH_PARENT": "7",
     }
-    assert agent_environment({"OMP_NUM_THREADS": "9"}, node=0, logs="", parent=1, threads=3)["OMP_NUM_THREADS"] == "9"
+    assert (
+        agent_environment({"OMP_NUM_THREADS": "9"}, node=0, logs="", ends="", parent=1, threads=3)["OMP_NUM_THREADS"]
+        == "9"
+    )
