@@ -65,8 +65,10 @@ def _files(path: str, *, v2: bool) -> list[str]:
         root, mount = fields.split()[3:5]
         inside = Path(os.path.relpath(path, root)) if root != "/" and path.startswith(root) else Path(path.lstrip("/"))
         group = Path(mount) / inside
-        # a limit may stand on a group above: Slurm's on the step, a container's on the pod
-        return [str(one / name) for one in (group, *group.parents) if one.is_relative_to(mount)]
+        above = [one / name for one in (group, *group.parents) if one.is_relative_to(mount)]
+        # The group of who was killed counts, whichever group above it has the limit. In version 2 those above count the
+        # kills of all below them, also of other jobs; in version 1 each has its own.
+        return [str(one) for one in ([next((one for one in above if one.exists()), above[0])] if v2 else above)]
     return []
 
 

@@ -398,3 +398,106 @@ def test_the_lost_node_is_named_with_its_ranks() -> None:
 def test_a_program_reads_the_same() -> None:
     told = verdict_on([failed("ValueError: x")]).to_json()
     assert (told["kind"], told["host"], told["transient"]) == ("exception", "gpu02", False)
+
+
+# ---- what looks like another's end and is none
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "TimeoutError: [Errno 110] Connection timed out: '/mnt/datastore/img/7.jpg'",
+        "ValueError: timeout must be positive to restore the cache",
+        "ConnectionRefusedError: [Errno 111] Connection refused",
+        "BrokenPipeError: [Errno 32] Broken pipe",
+        "RuntimeError: remote error in label row 7",
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+        "KeyError: 'xid'",
+        "ValueError: hostname column could not be parsed",
+        "urllib.error.URLError: <urlopen error [Errno -2] Name or service not known>",
+        "OSError: [Errno 98] Address already in use",
+    ],
+)
+def test_an_error_of_the_users_own_is_not_between_ranks(error: str) -> None:
+    """It came second, as it does where the rank cleaned up first."""
+    verdict = verdict_on([RankEnd(0, 0, 1, 9.0, GLOO), failed(error)])
+    assert (verdict.rank, verdict.kind, verdict.transient) == (1, Kind.EXCEPTION, False)
+    assert ("no way to that address" in verdict.advice) == ("Name or service" in error)
+
+
+def test_what_was_handled_long_before_the_end_is_not_its_cause() -> None:
+    lines = "\n".join(["ModuleNotFoundError: No module named 'flash_attn'", *(f"step {n}" for n in range(9))])
+    assert verdict_on([RankEnd(0, 0, 3, 1.0, log_tail=lines)]).kind is Kind.EXITED
+    handled = failed("ValueError: x", causes=("OSError: [Errno 98] Address already in use",))
+    assert verdict_on([handled]).kind is Kind.EXCEPTION
+    wandb = "wandb: WARNING Connection reset by peer (gloo)\nfree(): invalid pointer\nFatal Python error: Aborted\n\n"
+    assert verdict_on([RankEnd(0, 0, -6, 1.0, log_tail=wandb)]).kind is Kind.CRASH
+
+
+def test_native_code_that_gives_up_because_another_is_gone() -> None:
+    words = (
+        "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  [enforce fail at "
+        "gloo/transport/tcp/pair.cc:446] Connection reset by peer\nFatal Python error: Aborted\n\n"
+    )
+    verdict = verdict_on([RankEnd(0, 0, -6, 1.0, log_tail=words), RankEnd(1, 1, 1, 3.0, "ValueError: x")])
+    assert verdict.rank == 1
+
+
+def test_an_exit_without_an_error_before_the_end_of_the_run() -> None:
+    end = RankEnd(0, 0, 1, 1.0, "SystemExit: 0", error_type="builtins.SystemExit")
+    verdict = verdict_on([end, RankEnd(1, 0, 1, 1.1, GLOO)])
+    assert (verdict.rank, verdict.kind, verdict.transient) == (0, Kind.EXITED, False)
+    assert "sys.exit" in verdict.advice
+    kind = "lightning_fabric.utilities.exceptions.SIGTERMException"
+    early = verdict_on([replace(end, error=kind, error_type=kind)])
+    assert (early.kind, early.transient) == (Kind.KILLED, True)
+
+
+def test_a_rank_that_somebody_ended_by_sigterm_is_the_cause_of_what_follows() -> None:
+    verdict = verdict_on([RankEnd(0, 0, 1, 10.6, GLOO), RankEnd(1, 0, -15, 10.0)], (AgentEnd(0, 1),))
+    assert (verdict.rank, verdict.kind, verdict.cause) == (1, Kind.KILLED, "killed by SIGTERM, from outside")
+
+
+def test_a_launch_that_was_ended_by_a_signal_has_no_verdict() -> None:
+    agents = (AgentEnd(0, -1, ended_by_launcher=True), AgentEnd(1, 1, ended_by_launcher=True))
+    assert find_verdict([RankEnd(0, 0, -15, 1.0), RankEnd(1, 1, -9, 4.0, ended=True)], agents) is None
+    assert verdict_on([RankEnd(0, 0, -15, 1.0), RankEnd(1, 1, -9, 4.0)], agents).rank == 1
+
+
+def test_who_waits_in_native_code_is_not_behind() -> None:
+    """With NCCL only the watchdog gives up; the others wait for a copy from the GPU, and their frames say nothing."""
+    stack = STACK.replace("data.py", "train.py")
+    ends = [
+        RankEnd(0, 0, -6, 10.0, log_tail=WATCHDOG, progress=Progress("the backward pass", 1, 7)),
+        RankEnd(1, 0, -15, 11.0, stack=STACK, progress=Progress("fetching data", 1, 6)),
+        RankEnd(2, 1, -15, 11.0, stack=stack, progress=Progress("the backward pass", 1, 7)),
+    ]
+    verdict = verdict_on(ends)
+    assert (verdict.kind, verdict.rank) == (Kind.HANG, 1)
+    assert verdict.render().startswith("rank 1 (node 0) hangs")
+
+
+def test_a_hang_in_a_backward_of_the_users_own_is_theirs() -> None:
+    autograd = 'File "/v/site-packages/torch/autograd/graph.py", line 8 in _engine_run_backward'
+    own = 'File "/home/me/ops.py", line 9 in backward'
+    stack = f"Current thread 0x1 (most recent call first):\n  {own}\n  {autograd}\n  {WAITING[0]}\n"
+    verdict = verdict_on([waiting(0), RankEnd(1, 1, -15, 11.0, stack=stack, progress=Progress("x", 1, 7))])
+    assert verdict.rank == 1
+    assert "it is at ops.py:9 in backward" in verdict.detail
+
+
+def test_an_agents_own_failure_goes_before_a_node_that_had_no_time_to_begin() -> None:
+    absent = AgentEnd(1, None, started=False, ended_by_launcher=True, host="gpu2")
+    agent = AgentEnd(0, 1, log_tail="ModuleNotFoundError: No module named 'torch'\n", host="gpu1")
+    verdict = verdict_on([], (agent, absent))
+    assert (verdict.kind, verdict.node, verdict.transient) == (Kind.IMPORT_ERROR, 0, False)
+    taken = replace(agent, log_tail="", error="port 29500, where the ranks were to meet: EADDRINUSE")
+    assert verdict_on([], (taken, absent)).kind is Kind.PORT_TAKEN
+
+
+def test_versions_that_go_together_change_no_verdict() -> None:
+    agents = (AgentEnd(0, 1, versions={"python": "3.11.4"}), AgentEnd(1, 1, versions={"python": "3.11.6"}))
+    assert verdict_on([failed("AttributeError: x")], agents).kind is Kind.EXCEPTION
+    other = tuple(replace(agent, versions={"numpy": f"2.{agent.node}"}) for agent in agents)
+    assert verdict_on([failed("the folder is empty", user_fault=True)], other).kind is Kind.USER_FAULT
+    assert verdict_on([RankEnd(0, 0, 1, 10.0, GLOO), RankEnd(1, 1, 1, 10.1, STORE)], other).transient

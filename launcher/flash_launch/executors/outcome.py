@@ -24,7 +24,7 @@ def outcome(folder: RunFolder, attempt: int, nodes: int, seconds: float, verdict
         return LaunchResult(0, None, seconds)
     if verdict is None:
         ended = [end.get("signal") for end in told if end is not None]
-        by = next((number for number in ended if isinstance(number, int)), int(signal.SIGKILL))
+        by = next((number for number in ended if isinstance(number, int)), int(signal.SIGTERM))
         return LaunchResult(128 + by, None, seconds)
     return LaunchResult(1, verdict, seconds)
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 from flash_launch.verdict.collectives import waiting_in
 from flash_launch.verdict.facts import AgentEnd, RankEnd
-from flash_launch.verdict.known_errors import Known, known, lost_peer, waited
+from flash_launch.verdict.known_errors import Known, between_ranks, known, lost_peer, unreachable, waited
 from flash_launch.verdict.told import Kind
 
 __all__ = ["Cause", "Role", "cause_of_agent", "cause_of_rank", "crash_frames", "last_words", "signal_name"]
@@ -61,13 +61,17 @@ def cause_of_rank(end: RankEnd) -> Cause:
     everything = "\n".join((end.error_type, text, end.error))
     causes = "\n".join(end.causes)
     found = known(everything) or known(causes, physical=True)
+    talk = end.user_fault or between_ranks(everything) or waiting_in(end) is not None
+    if found is not None and found.kind in _BETWEEN and not talk:
+        advice = _OUTSIDE_ADVICE if unreachable(everything) else ""
+        return Cause(Role.OWN, Kind.EXCEPTION, _short(text), advice, detail=_raised_at(end))
     if found is not None and (found.kind not in _PEERS) and not (end.user_fault and found.kind not in _OF_OURS):
         advice = found.advice or _own_advice(found.kind, end)
         return Cause(Role.OWN, found.kind, _short(_plain(text)), advice, found.transient, _more(end, found))
     late = re.search(r"time-?out|timed out", everything, re.IGNORECASE) and waiting_in(end) is not None
-    if waited(everything) or waited(causes) or late:
+    if (talk and waited(everything)) or (between_ranks(causes) and waited(causes)) or late:
         return Cause(Role.WAITED, Kind.HANG, _short(text))
-    if lost_peer(everything):
+    if talk and lost_peer(everything):
         return Cause(Role.LOST, Kind.CONNECTION_LOST, _short(text), transient=True)
     if end.user_fault:
         return Cause(Role.OWN, Kind.USER_FAULT, _short(text))
@@ -131,6 +135,12 @@ def signal_name(number: int) -> str:
 
 _PEERS = (Kind.RENDEZVOUS, Kind.NETWORK)
 """Kinds whose texts a rank says as well when another one is gone or did not come."""
+_BETWEEN = (*_PEERS, Kind.PORT_TAKEN)
+"""Kinds of failures of what ranks talk by; an error of the user's own code may have the same words."""
+_OUTSIDE_ADVICE = (
+    "this machine has no way to that address: compute nodes often have none to the internet. Fetch what is needed "
+    "before, on a machine that has one, and give it as a file"
+)
 _OF_OURS = (Kind.NAN_LOSS, Kind.DISK_FULL, Kind.SUPERSEDED, Kind.GPU_OOM, Kind.OUT_OF_MEMORY, Kind.DATA_WORKER_KILLED)
 """Kinds that an error of ours may tell of, or come from."""
 
@@ -154,8 +164,10 @@ def _of_exit(end: RankEnd) -> Cause:
         return Cause(Role.ENDED, Kind.KILLED, text, detail="\n".join(last_words(end.log_tail)))
     assert code is not None
     if code > 0:
-        found = known(end.log_tail)
-        text, tail = _ending(code), "\n".join(last_words(end.log_tail))
+        words = last_words(end.log_tail)
+        # what stands further up was handled
+        found = next((one for line in words if (one := known(line.strip())) and one.kind not in _BETWEEN), None)
+        text, tail = _ending(code), "\n".join(words)
         if found is not None:
             return Cause(Role.OWN, found.kind, text, found.advice, found.transient, tail)
         advice = "no error was raised: look for a call of exit, in the code or in a library that prints why before"
@@ -190,10 +202,13 @@ def _of_kill(end: RankEnd) -> Cause:
 
 
 def _of_crash(end: RankEnd, number: signal.Signals) -> Cause:
-    if number is signal.SIGABRT and waited(end.log_tail):
-        told = re.search(r"Watchdog caught collective operation timeout: .*", end.log_tail)
-        return Cause(Role.WAITED, Kind.HANG, told[0][:_LINE_LENGTH] if told else _ending(end.exit_code))
-    if number is signal.SIGABRT and lost_peer(end.log_tail) and "Fatal Python error: Seg" not in end.log_tail:
+    told = re.search(r"Watchdog caught collective operation timeout: .*", end.log_tail)
+    if number is signal.SIGABRT and told:
+        return Cause(Role.WAITED, Kind.HANG, told[0][:_LINE_LENGTH])
+    abort = _abort_words(end.log_tail)
+    if number is signal.SIGABRT and between_ranks(abort) and (waited(abort) or lost_peer(abort)):
+        if waited(abort):
+            return Cause(Role.WAITED, Kind.HANG, _ending(end.exit_code))
         return Cause(Role.LOST, Kind.CONNECTION_LOST, _ending(end.exit_code), transient=True)
     if (found := known(end.log_tail)) and found.kind in (Kind.GPU_OOM, Kind.GPU_FAILED, Kind.OUT_OF_MEMORY):
         detail = "\n".join(last_words(end.log_tail))
@@ -212,6 +227,13 @@ def _of_crash(end: RankEnd, number: signal.Signals) -> Cause:
         "own; `flash-launch doctor` compares versions. It will happen again"
     )
     return Cause(Role.OWN, Kind.CRASH, _ending(end.exit_code), advice, detail="\n".join(why))
+
+
+def _abort_words(log_tail: str) -> str:
+    """What native code said when it gave up, which stands right before the stack that faulthandler writes."""
+    before, mark, _ = log_tail.rpartition("Fatal Python error: Aborted")
+    _, terminate, words = (before if mark else log_tail).rpartition("terminate called")
+    return words if terminate else ""
 
 
 # ---- words of errors

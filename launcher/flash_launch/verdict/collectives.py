@@ -70,7 +70,9 @@ def _collective(frames: list[tuple[str, int, str]]) -> Waiting | None:
     for at, (path, _, name) in enumerate(frames):
         if re.search(r"torch/distributed/(distributed_c10d|rendezvous)\.py$", path):
             return Waiting(name, _caller(frames[:at]))
-        if re.search(r"torch/autograd/", path) and name in ("_engine_run_backward", "backward"):
+        backward = re.search(r"torch/autograd/", path) and name in ("_engine_run_backward", "backward")
+        # a frame of the user's own below it is a backward or a hook of theirs, which waits for nobody
+        if backward and all(_LIBRARY.search(frame[0]) for frame in frames[at + 1 :]):
             return Waiting("the gradients' all_reduce in backward", _caller(frames[:at]))
         if path.endswith("torch/nn/parallel/distributed.py") and name in ("_pre_forward", "_sync_buffers"):
             return Waiting("the broadcast of buffers before the forward pass", _caller(frames[:at]))

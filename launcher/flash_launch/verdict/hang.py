@@ -24,8 +24,11 @@ def hang_verdict(ends: Sequence[tuple[RankEnd, Cause]]) -> Verdict:
     waits = {end.rank: wait for end in ranks if (wait := waiting_in(end)) is not None}
     behind = [end for end in ranks if end.rank not in waits and end.rank not in gave_up and _silent(end, ends)]
     if behind:
-        return _behind(behind, ends, waits)
-    steps = {end.rank: end.progress.step for end in ranks if end.progress is not None and end.progress.step is not None}
+        # who waits in native code, as with NCCL, does not say so; but has come as far as those who gave up
+        reached = [step for end in ranks if end not in behind and (step := _step(end)) is not None]
+        late = [end for end in behind if reached and (step := _step(end)) is not None and step < max(reached)]
+        return _behind(late or behind, ends, waits)
+    steps = {end.rank: step for end in ranks if (step := _step(end)) is not None}
     if len(set(steps.values())) > 1:
         late = [end for end in ranks if steps.get(end.rank) == min(steps.values())]
         return _behind(late, ends, waits)
@@ -160,6 +163,10 @@ def _who_waited(waiting: Sequence[RankEnd], waits: dict[int, Waiting]) -> str:
 def _silent(end: RankEnd, ends: Sequence[tuple[RankEnd, Cause]]) -> bool:
     """Whether it told of nothing and was only ended: those who lost their connection had been waiting, too."""
     return all(cause.role is Role.ENDED for other, cause in ends if other.rank == end.rank)
+
+
+def _step(end: RankEnd) -> int | None:
+    return end.progress.step if end.progress is not None else None
 
 
 def _they(ranks: Sequence[RankEnd]) -> str:

@@ -57,12 +57,17 @@ def _of_ranks_and_agents(ranks: Sequence[RankEnd], agents: Sequence[AgentEnd]) -
     if before := [pair for pair in own if not pair[0].finished]:
         return _of_rank(before, failed)
     failed = [pair for pair in failed if not pair[0].finished]
+    only_ended = all(cause.role is Role.ENDED for _, cause in failed)
+    if agents and only_ended and all(end.ended_by_launcher or end.exit_code == 0 for end in agents):
+        return None  # the launch was ended, by a signal
     broken = [end for end in agents if end.exit_code != 0 and not end.ended_by_launcher]
     # An agent that ends with a code, after ranks that only noticed, ended because of them; one that was killed did not.
     if killed := [end for end in broken if end.exit_code is not None and end.exit_code < 0]:
         return _of_agent(killed[0], ends)
     if failed and (lost := [end for end in broken if end.exit_code is None and end.started]):
         return _lost(lost, ranks, ends)
+    if ill := [end for end in broken if _failed_by_itself(end)]:  # who has not begun yet had no time to
+        return _of_agent(ill[0], ends)
     if absent := [end for end in agents if not end.started]:
         return _absent(absent, agents, ends)
     if any(cause.role is Role.WAITED for _, cause in failed):
@@ -76,6 +81,13 @@ def _of_ranks_and_agents(ranks: Sequence[RankEnd], agents: Sequence[AgentEnd]) -
         missing = [end for end in ranks if not end.started]
         return _of_agent((seen or broken)[0], ends) if not missing or not seen else _no_rank(seen[0], ends)
     return None
+
+
+def _failed_by_itself(end: AgentEnd) -> bool:
+    """Whether an agent told what it failed of, and that is no other node."""
+    cause = cause_of_agent(end)
+    told = cause.kind not in (Kind.RENDEZVOUS, Kind.EXITED, Kind.KILLED, Kind.NODE_LOST)
+    return end.exit_code is not None and cause.role is Role.OWN and told
 
 
 def _when(pair: tuple[RankEnd, Cause]) -> tuple[float, int]:
@@ -197,9 +209,12 @@ def _noticed_only(ends: Sequence[tuple[RankEnd, Cause]]) -> Verdict:
         return hang_verdict(ends)
     failed = [pair for pair in ends if pair[0].failed and not pair[0].finished]
     lost = [pair for pair in failed if pair[1].role is Role.LOST]
-    end, cause = min(lost or failed, key=_when)
+    end, cause = min(failed, key=_when)
     verdict = _rank_verdict(end, cause)
     rest = _noticed([pair for pair in failed if pair[0].rank != end.rank])
+    if lost and cause.role is Role.ENDED:  # nobody had failed yet, so nobody here did it
+        by = "somebody outside of the run ended it: a kill, or a limit of the machine. Go on with `flash-launch resume`"
+        return replace(verdict, cause=f"{cause.text}, from outside", advice=by, transient=True, consequences=rest)
     if not lost:
         return replace(verdict, consequences=rest)
     return replace(

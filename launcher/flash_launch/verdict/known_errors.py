@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flash_launch.verdict.told import Kind
 
-__all__ = ["Known", "known", "lost_peer", "waited"]
+__all__ = ["Known", "between_ranks", "known", "lost_peer", "unreachable", "waited"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,23 @@ def known(text: str, *, physical: bool = False) -> Known | None:
     return next((one for one in _KNOWN if one.fits(text) and (not physical or one.kind in _PHYSICAL)), None)
 
 
+def between_ranks(text: str) -> bool:
+    """Whether it comes from what ranks talk by: a file server, or a web server, may be slow or gone just as well."""
+    return re.search(_TALK, text, re.IGNORECASE) is not None
+
+
+def unreachable(text: str) -> bool:
+    """Whether it says that there is no way to some address."""
+    return re.search(_NO_WAY, text, re.IGNORECASE) is not None
+
+
 def lost_peer(text: str) -> bool:
-    """Whether it only says that another rank, or the network to it, is gone."""
+    """Whether it only says that another rank, or the network to it, is gone; if it is `between_ranks`."""
     return re.search(_LOST, text, re.IGNORECASE) is not None
 
 
 def waited(text: str) -> bool:
-    """Whether it only says that another rank did not come in time."""
+    """Whether it only says that another rank did not come in time; if it is `between_ranks`."""
     return re.search(_WAITED, text, re.IGNORECASE) is not None
 
 
@@ -49,6 +59,12 @@ def _entry(kind: Kind, pattern: str, advice: str, *, transient: bool = False) ->
     return Known(kind, pattern, advice, transient)
 
 
+_TALK = (
+    r"\b(gloo|nccl|c10d|TCPStore|torch\.distributed|torchelastic|monitoredBarrier)\b|ProcessGroup(Gloo|NCCL)"
+    r"|\bnccl[A-Z]\w*Error|Dist(Backend|Network|Store)Error|pair\.cc|unbound_buffer"
+    r"|application timeout caused pair closure|watchdog caught collective"
+)
+_NO_WAY = r"Name or service not known|gaierror|No address associated|No route to host|Network is unreachable"
 # What a rank says when another one is gone. Gloo, NCCL and torch's store each have words of their own for it.
 _LOST = (
     r"connection (was )?(likely )?(closed|reset|refused|aborted|lost)|closed by (the )?(remote )?peer|broken pipe"
@@ -78,7 +94,7 @@ _KNOWN = (
     _entry(
         Kind.GPU_FAILED,
         r"uncorrectable (ECC|NVLink)|fallen off the bus|ECC error|CUDA error: (unknown error|hardware|device not ready)"
-        r"|CUDA error: (all CUDA-capable devices are busy|system not yet initialized|initialization error)|\bXid\b",
+        r"|CUDA error: (all CUDA-capable devices are busy|system not yet initialized|initialization error)|NVRM: Xid",
         "the GPU or its driver failed, not the run: go on with `flash-launch resume`, on another node if it happens "
         "again (Slurm: --slurm.exclude), and tell who runs the machine",
         transient=True,
@@ -116,8 +132,7 @@ _KNOWN = (
     ),
     _entry(
         Kind.RENDEZVOUS,
-        r"client socket has timed out|socket has failed to (connect|bind)|Name or service not known|gaierror"
-        r"|hostname.*(cannot|could not) be|No route to host|Network is unreachable|cannot assign requested address",
+        rf"client socket has timed out|socket has failed to (connect|bind)|{_NO_WAY}|cannot assign requested address",
         "see whether each node resolves and reaches that address (`getent hosts`, no firewall between the nodes, "
         "not 127.0.0.1): `flash-launch doctor` on the nodes tells",
         transient=True,
@@ -148,6 +163,18 @@ _KNOWN = (
         "",  # its message says it
     ),
     _entry(Kind.INTERRUPTED, r"^KeyboardInterrupt", "go on with `flash-launch resume`"),
+    _entry(
+        Kind.KILLED,
+        r"\bSIGTERMException\b",
+        "SIGTERM, from outside, reached it while it was starting, when it could save nothing: start again, or go on "
+        "with `flash-launch resume`",
+        transient=True,
+    ),
+    _entry(
+        Kind.EXITED,
+        r"^SystemExit\b",
+        "something called sys.exit before the run had finished, in the code or in a library that it calls",
+    ),
 )
 _PHYSICAL = {
     Kind.GPU_OOM,
@@ -155,5 +182,4 @@ _PHYSICAL = {
     Kind.DATA_WORKER_KILLED,
     Kind.DISK_FULL,
     Kind.OUT_OF_MEMORY,
-    Kind.PORT_TAKEN,
 }

@@ -8,10 +8,7 @@ from flash_launch.verdict.told import Kind, Verdict
 
 __all__ = ["mismatch", "with_versions"]
 
-_LIKELY = (
-    *(Kind.EXCEPTION, Kind.USER_FAULT, Kind.IMPORT_ERROR, Kind.HANG, Kind.RENDEZVOUS, Kind.NETWORK, Kind.CRASH),
-    *(Kind.CONNECTION_LOST, Kind.NEVER_STARTED, Kind.EXITED),
-)
+_LIKELY = (Kind.EXCEPTION, Kind.IMPORT_ERROR, Kind.HANG, Kind.CRASH, Kind.EXITED)
 """Failures that another version on one node may well be the cause of; the others stand for themselves."""
 
 
@@ -23,7 +20,10 @@ def mismatch(agents: Sequence[AgentEnd]) -> tuple[str, ...]:
         places: dict[str, list[str]] = {}
         for end in told:
             where = f"node {end.node}{f' ({end.host})' if end.host else ''}"
-            places.setdefault(end.versions.get(package, "missing"), []).append(where)
+            version = end.versions.get(package, "missing")
+            if package == "python":  # 3.11.4 and 3.11.6 go together
+                version = ".".join(version.split(".")[:2])
+            places.setdefault(version, []).append(where)
         if len(places) > 1:
             rarest = sorted(places.items(), key=lambda item: len(item[1]))
             lines.append(f"{package} is " + ", ".join(f"{version} on {_some(on)}" for version, on in rarest))
