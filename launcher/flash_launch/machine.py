@@ -127,7 +127,8 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         names = [name.strip() for name in listed.split(",")]
-        end = next((index for index, name in enumerate(names) if name in ("", "-1")), len(names))
+        # CUDA takes names up to the first that is none; NoDevFiles is Slurm's word for none
+        end = next((index for index, name in enumerate(names) if name in ("", "-1", "NoDevFiles")), len(names))
         return tuple(names[:end])
     return tuple(str(index) for index in range(_count_gpus()))
 

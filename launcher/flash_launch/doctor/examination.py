@@ -12,6 +12,7 @@ from pathlib import Path
 from flash_launch.cluster.allocation import find_allocation
 from flash_launch.doctor.asking import Answer
 from flash_launch.doctor.findings import Finding, finding_from_json, warn
+from flash_launch.doctor.later import Later
 from flash_launch.doctor.meeting import Peer
 from flash_launch.doctor.nodes import (
     ClockWindow,
@@ -32,6 +33,7 @@ from flash_launch.errors import ConfigError
 
 __all__ = ["examine", "examine_nodes"]
 
+_FOLDER_SECONDS = 15.0
 _PROBE_SECONDS, _QUICK_SECONDS, _MEET_SECONDS = 120.0, 45.0, 10.0
 
 
@@ -79,7 +81,9 @@ def examine_nodes(hosts: Sequence[str], remote: Remote, request: Request) -> lis
         hosts: the names by which `remote` knows them.
     """
     folder = Path(request.output_dir)
-    token, problem = _write_token(folder)
+    token, problem = Later(lambda: _write_token(folder), _FOLDER_SECONDS, str(folder)).result_or(
+        (None, f"it did not answer within {_FOLDER_SECONDS:g} s")
+    )
     try:
         wanted = replace(request, token=str(token) if token is not None else "")
         answers, problems = _probe_all(hosts, remote, wanted)
@@ -128,7 +132,7 @@ def _caller(like: NodeFacts) -> NodeFacts | None:
 
 def _write_token(folder: Path) -> tuple[Path | None, str]:
     """A file in the output folder, or in the nearest one above it that exists."""
-    above = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
+    above = next((one for one in (folder, *folder.parents) if os.path.exists(one)), Path("/"))
     token = above / f".flash-launch-doctor-{secrets.token_hex(8)}"
     try:
         token.touch(exist_ok=False)

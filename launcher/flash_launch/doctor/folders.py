@@ -108,8 +108,8 @@ def is_shared(kind: str) -> bool:
 def gather_folder(path: str | os.PathLike[str]) -> FolderFacts:
     """The facts of a folder; a small file is written there and deleted again."""
     wanted = Path(path).absolute()
-    above = next((folder for folder in (wanted, *wanted.parents) if folder.exists()), Path("/"))
-    if not above.is_dir():
+    above = next((folder for folder in (wanted, *wanted.parents) if os.path.exists(folder)), Path("/"))
+    if not os.path.isdir(above):
         return FolderFacts(str(wanted), str(above), f"{above} is a file")
     problem = _try_to_write(above)
     try:

@@ -4,7 +4,7 @@ import csv
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flash_launch.doctor.asking import Answer, ask
@@ -93,7 +93,15 @@ def check_gpus(facts: GpuFacts) -> list[Finding]:
     if not facts.gpus:
         fix = "ask for GPUs (Slurm: --gpus-per-node; a container: --gpus all)"
         return [warn(_GROUP, "nvidia-smi lists no GPU: runs use the CPU", fix)]
-    return [_count(facts), *_use(facts), *_health(facts), *_visible(facts), *check_driver(facts)]
+    seen = replace(facts, gpus=tuple(gpu for gpu in facts.gpus if _is_visible(gpu, facts.visible)))
+    own = [*_use(seen), *_health(seen)] if seen.gpus else []
+    return [_count(facts), *own, *_visible(facts), *check_driver(facts)]
+
+
+def _is_visible(gpu: Gpu, visible: str | None) -> bool:
+    """Whether a run started here would use it: others' are no business of ours."""
+    names = [name.strip() for name in visible.split(",")] if visible is not None else []
+    return visible is None or str(gpu.index) in names or any(name and gpu.uuid.startswith(name) for name in names)
 
 
 def _count(facts: GpuFacts) -> Finding:

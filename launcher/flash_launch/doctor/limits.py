@@ -126,7 +126,7 @@ def gather_limits(*, infiniband: bool) -> LimitFacts:
         open_files=_finite(soft),
         open_files_hard=_finite(hard),
         memory=values.get("MemTotal", 0),
-        memory_free=values.get("MemAvailable", 0),
+        memory_free=values.get("MemAvailable", values.get("MemFree", 0) + values.get("Cached", 0)),
         cgroup_limit=limit,
         cgroup_used=used,
     )
@@ -176,7 +176,12 @@ def _droppable(folder: Path) -> int:
     except OSError:
         return 0
     values = dict(line.split(" ", 1) for line in lines if " " in line)
-    return int(values.get("inactive_file", values.get("total_inactive_file", "0")))
+    names = (
+        ("inactive_file", "active_file", "slab_reclaimable")
+        if "slab_reclaimable" in values
+        else ("total_inactive_file", "total_active_file")
+    )
+    return sum(int(values.get(name, "0")) for name in names)
 
 
 def _number(path: Path) -> int | None:

@@ -2,9 +2,9 @@
 
 import os
 import platform
+import socket
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from flash_launch.doctor import versions as package_versions
 from flash_launch.doctor import wandb_login as wandb
 from flash_launch.doctor.findings import Finding, sort_findings
 from flash_launch.doctor.interfaces import interface_with
+from flash_launch.doctor.later import Later, checked
 from flash_launch.doctor.wire import own_name
 from flash_launch.errors import ConfigError
 from flash_launch.executors.hosts import parse_hosts
@@ -21,6 +22,8 @@ from flash_launch.machine import visible_gpus
 __all__ = ["NodeFacts", "Request", "node_facts_from_json", "probe"]
 
 _RUN_SECONDS = 60.0
+_FOLDER_SECONDS = 15.0
+_ASK_SECONDS = 30.0
 _MOST_RANKS = 8
 
 
@@ -122,45 +125,57 @@ def node_facts_from_json(values: Mapping[str, object]) -> NodeFacts:
 
 
 def probe(request: Request, environment: Mapping[str, str] = os.environ) -> tuple[NodeFacts, list[Finding]]:
-    """Check this machine. Takes a few seconds; each check that can wait has a time limit of its own."""
-    sees_token = Path(request.token).exists() if request.token else None
+    """Check this machine. Takes a few seconds; what can wait has a time limit, and no check stops another."""
     torch_folder = package_versions.package_folder("torch")
-    with ThreadPoolExecutor() as pool:
-        # What waits for others goes on beside what computes.
-        net_later = pool.submit(
-            network.gather_network,
-            environment,
-            request.hosts,
-            several=request.several,
-            own=_plain(own_name(environment)),
+    # What waits for others goes on beside what computes.
+    token = Later(lambda: os.path.exists(request.token), _FOLDER_SECONDS, f"the folder of {request.token}")
+    net_later = Later(
+        lambda: network.gather_network(
+            environment, request.hosts, several=request.several, own=_plain(own_name(environment))
+        ),
+        _ASK_SECONDS,
+        "the network",
+    )
+    gpus_later = Later(lambda: gpus.gather_gpus(environment, torch_folder), _ASK_SECONDS, "nvidia-smi")
+    slurm_later = Later(lambda: slurm_state.gather_slurm(environment), _ASK_SECONDS, "Slurm")
+    output = _folder(request.output_dir)
+    temporary = _folder(environment.get("TMPDIR") or "/tmp")
+    variable_facts = Later(
+        lambda: variables.gather_variables(environment, Path.cwd()), _FOLDER_SECONDS, "a folder of PYTHONPATH"
+    )
+    locks = Later(
+        lambda: extension_locks.gather_locks(environment, torch_folder),
+        _FOLDER_SECONDS,
+        "the folder of torch extensions",
+    )
+    packages = package_versions.gather_packages()
+    wandb_later = Later(
+        lambda: wandb.gather_wandb(environment, installed="wandb" in packages.installed), _FOLDER_SECONDS, "W&B"
+    )
+    sees_token = token.result_or(False) if request.token else None
+    net = net_later.result_or(network.NetworkFacts(socket.gethostname()))
+    gpu_facts = gpus_later.result_or(gpus.GpuFacts("missing"))
+    findings = [
+        *checked("versions", lambda: package_versions.check_versions(packages)),
+        *checked("GPUs", lambda: gpus.check_gpus(gpus_later.result())),
+        *checked(
+            "network",
+            lambda: network.check_network(net_later.result(), several=request.several, by_name=request.by_name),
+        ),
+        *checked("folders", lambda: folders.check_output(output.result(), several=request.several and not sees_token)),
+        *checked("folders", lambda: [folders.check_temporary(temporary.result())]),
+        *checked("folders", lambda: extension_locks.check_locks(locks.result())),
+        *checked("limits", lambda: limits.check_limits(limits.gather_limits(infiniband=bool(net.infiniband)))),
+        *checked("environment", lambda: variables.check_variables(variable_facts.result())),
+        *checked("W&B", lambda: wandb.check_wandb(wandb_later.result())),
+    ]
+    if request.ask_slurm:
+        findings += checked(
+            "Slurm",
+            lambda: slurm_state.check_slurm(slurm_later.result(), asked=request.slurm, nodes=request.nodes),
         )
-        gpus_later = pool.submit(gpus.gather_gpus, environment, torch_folder)
-        packages = package_versions.gather_packages()
-        wandb_later = pool.submit(wandb.gather_wandb, environment, installed="wandb" in packages.installed)
-        slurm_later = pool.submit(slurm_state.gather_slurm, environment) if request.ask_slurm else None
-        variable_facts = variables.gather_variables(environment, Path.cwd())
-        output = folders.gather_folder(request.output_dir)
-        temporary = folders.gather_folder(environment.get("TMPDIR") or "/tmp")
-        locks = extension_locks.gather_locks(environment, torch_folder)
-        net, gpu_facts = net_later.result(), gpus_later.result()
-        limit_facts = limits.gather_limits(infiniband=bool(net.infiniband))
-        tiny = None
-        if not request.quick:
-            tiny = _tiny_run(request, environment, net, gpu_facts)
-        slurm = slurm_later.result() if slurm_later is not None else None
-        findings = [
-            *package_versions.check_versions(packages),
-            *gpus.check_gpus(gpu_facts),
-            *network.check_network(net, several=request.several, by_name=request.by_name),
-            *folders.check_output(output, several=request.several and not sees_token),
-            folders.check_temporary(temporary),
-            *extension_locks.check_locks(locks),
-            *limits.check_limits(limit_facts),
-            *variables.check_variables(variable_facts),
-            *wandb.check_wandb(wandb_later.result()),
-            *(slurm_state.check_slurm(slurm, asked=request.slurm, nodes=request.nodes) if slurm is not None else ()),
-            *(tiny_run.check_tiny_run(tiny) if tiny is not None else ()),
-        ]
+    if not request.quick:
+        findings += checked("ranks", lambda: tiny_run.check_tiny_run(_tiny_run(request, environment, net, gpu_facts)))
     compared = {name: packages.installed[name] for name in package_versions.PACKAGES if name in packages.installed}
     compared |= {"python": packages.python, "flash-launch": packages.ours or "not installed"}
     return NodeFacts(
@@ -176,6 +191,10 @@ def probe(request: Request, environment: Mapping[str, str] = os.environ) -> tupl
         sees_token=sees_token,
         time=time.time(),
     ), sort_findings(findings)
+
+
+def _folder(path: str) -> Later[folders.FolderFacts]:
+    return Later(lambda: folders.gather_folder(path), _FOLDER_SECONDS, path)
 
 
 def _plain(name: str) -> str:

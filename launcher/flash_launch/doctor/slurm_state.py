@@ -77,7 +77,7 @@ def check_slurm(facts: SlurmFacts, *, asked: bool, nodes: int) -> list[Finding]:
         told = f"part of job {facts.job} on {len(facts.job_nodes)} node{'s' * (len(facts.job_nodes) != 1)}"
         found.append(ok(_GROUP, f"{told}: {', '.join(facts.job_nodes[:8])}{', ...' * (len(facts.job_nodes) > 8)}"))
     if facts.problem:
-        level = fail if asked else warn
+        level = fail if asked and not facts.job else warn  # a job that runs needs no controller
         if "configuration source" in facts.problem:
             text = "Slurm's commands are here, but no slurm.conf that names a cluster"
             if not asked:
@@ -91,7 +91,7 @@ def check_slurm(facts: SlurmFacts, *, asked: bool, nodes: int) -> list[Finding]:
 
 
 def _partitions(facts: SlurmFacts, *, asked: bool, nodes: int) -> list[Finding]:
-    level = fail if asked else warn
+    level = fail if asked and not facts.job else warn
     if not facts.partitions:
         return [level(_GROUP, "the controller answers, but you may use no partition", "ask for an account (sacctmgr)")]
     told = ", ".join(

@@ -53,7 +53,9 @@ def _left_over(facts: VariableFacts) -> list[Finding]:
     names += sorted(name for name in facts.environment if name.startswith(("TORCHELASTIC_", "PET_")))
     if not names:
         return []
-    told = ", ".join(f"{name}={facts.environment[name]}" for name in names[:4]) + ", ..." * (len(names) > 4)
+    # of the other prefixes, somebody else's variable may hold a secret
+    shown = [f"{name}={facts.environment[name]}" if name in _LEFT_OVER else name for name in names[:4]]
+    told = ", ".join(shown) + ", ..." * (len(names) > 4)
     fix = f"unset {' '.join(names)}"
     text = f"left over from another launch, flash-launch does not pass them on: {told}"
     return [warn(_GROUP, text, fix)]
@@ -132,9 +134,11 @@ def _find_shadows(paths: Sequence[Path]) -> dict[str, str]:
         }
         for entry in entries:
             name = entry.name.removesuffix(".py")
+            if name not in names:
+                continue
             # A folder without __init__.py does not hide a package: W&B makes a folder `wandb`.
-            module = entry.suffix == ".py" or (entry / "__init__.py").exists()
-            if name in names and module and name.lower() not in installed and not _is_ours(name, path):
+            module = entry.suffix == ".py" or os.path.exists(entry / "__init__.py")
+            if module and name.lower() not in installed and not _is_ours(name, path):
                 found.setdefault(name, str(entry))
     return found
 
@@ -143,5 +147,5 @@ def _is_ours(name: str, path: Path) -> bool:
     """flash-launch's own source roots may be on PYTHONPATH."""
     root = {"flash_launch": Path(__file__).parents[2]}.get(name)
     if name == "flash_strategies":
-        return (path / name / "registry.py").exists()
+        return os.path.exists(path / name / "registry.py")
     return root is not None and path.resolve() == root.resolve()

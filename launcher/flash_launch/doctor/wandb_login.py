@@ -1,21 +1,20 @@
 """W&B: whether runs would be sent or kept here, and whether its server answers. The key is never kept or told."""
 
 import netrc
-import socket
-import threading
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from flash_launch.doctor.findings import Finding, fail, ok, warn
+from flash_launch.tracking.mode import find_login, resolve_mode
+from flash_launch.tracking.probe import why_unreachable
 
 __all__ = ["WandbFacts", "check_wandb", "gather_wandb"]
 
 _GROUP = "W&B"
 _SECONDS = 2.0
 _MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
-_SERVER = "https://api.wandb.ai"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,9 @@ class WandbFacts:
     key_plausible: bool = True
     """Whether it looks like a key: long enough, and without spaces or quotes."""
     login: bool = False
-    """Whether a netrc file has a login for the server."""
+    """Whether there is a login for the server elsewhere, as in a netrc file."""
+    source: str = ""
+    """Where the login is."""
     netrc_problem: str = ""
     """Why the netrc file could not be read; empty: it could, or there is none."""
     server: str = "api.wandb.ai"
@@ -67,7 +68,7 @@ def check_wandb(facts: WandbFacts) -> list[Finding]:
     if not facts.key_variable and not facts.login:
         fixed = ok(_GROUP, "no login: runs are recorded offline (wandb login, or WANDB_API_KEY, sends them)")
         return [*found, fixed]
-    how = "WANDB_API_KEY is set" if facts.key_variable else "logged in by netrc"
+    how = "WANDB_API_KEY is set" if facts.key_variable else f"logged in by {facts.source or 'netrc'}"
     if facts.reachable is False:
         text = f"{how}, but {facts.server} did not answer within {_SECONDS:g} s"
         return [*found, warn(_GROUP, text, "record offline here: --wandb offline, and flash-launch sync RUN later")]
@@ -75,64 +76,41 @@ def check_wandb(facts: WandbFacts) -> list[Finding]:
 
 
 def gather_wandb(environment: Mapping[str, str], *, installed: bool) -> WandbFacts:
-    """The facts of this machine."""
-    url = urlsplit(environment.get("WANDB_BASE_URL") or _SERVER)
-    server = url.hostname or "api.wandb.ai"
-    key = environment.get("WANDB_API_KEY")
-    login, problem = _netrc_login(environment, server)
-    mode = environment.get("WANDB_MODE", "").strip().lower()
+    """The facts of this machine, as a run finds them."""
+    key, login = environment.get("WANDB_API_KEY"), find_login(environment)
+    asked = environment.get("WANDB_MODE", "").strip().lower()
+    # a mode that is none is told; one that a file names, or that there is no login for, is what a run takes
+    mode = asked if asked and asked not in _MODES else resolve_mode(None, environment)
     facts = WandbFacts(
         installed=installed,
-        mode=mode,
+        mode=mode if asked or mode == "disabled" else "",
         key_variable=bool(key),
         key_plausible=bool(key) and len(key or "") >= 40 and not set(key or "") & set(" \t\n'\""),
-        login=login,
-        netrc_problem=problem,
-        server=server,
+        login=login.source is not None and not key,
+        source=login.source or "",
+        netrc_problem=_netrc_problem(environment),
+        server=login.host,
     )
-    if not installed or mode in ("offline", "dryrun", "disabled") or not (key or login):
+    if not installed or mode != "online" or login.source is None:
         return facts
-    proxy = urlsplit(environment.get("HTTPS_PROXY") or environment.get("https_proxy") or "")
-    at = (proxy.hostname, proxy.port or 3128) if proxy.hostname else (server, url.port or _port(url.scheme))
-    return WandbFacts(**{**facts.__dict__, "reachable": _answers(*at)})
+    return replace(facts, reachable=why_unreachable(login.server, _SECONDS) is None)
 
 
-def _netrc_login(environment: Mapping[str, str], server: str) -> tuple[bool, str]:
+def _netrc_problem(environment: Mapping[str, str]) -> str:
     home = Path(environment.get("HOME", "/"))
     named = environment.get("NETRC")
     files = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
     for file in files:
         try:
-            if not file.exists():
-                continue
-            # The module's own check of owner and mode is for ~/.netrc read by default; W&B does not have it either.
-            return netrc.netrc(str(file)).authenticators(server) is not None, ""
+            if os.path.exists(file):
+                # The module's own check of owner and mode is for ~/.netrc read by default; W&B does not have it either.
+                netrc.netrc(str(file))
         except netrc.NetrcParseError as error:
             # The message of the module can hold what stands in the file.
-            return False, f"{file}, line {error.lineno} is not as it should be"
+            return f"{file}, line {error.lineno} is not as it should be"
         except (OSError, UnicodeDecodeError) as error:
-            return False, f"{file}: {getattr(error, 'strerror', None) or 'no text file'}"
-    return False, ""
-
-
-def _answers(host: str, port: int) -> bool:
-    done: list[bool] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=_SECONDS).close()
-            done.append(True)
-        except OSError:
-            done.append(False)
-
-    thread = threading.Thread(target=connect, daemon=True)  # a name server that hangs must not hold us
-    thread.start()
-    thread.join(_SECONDS + 0.2)
-    return done == [True]
-
-
-def _port(scheme: str) -> int:
-    return 80 if scheme == "http" else 443
+            return f"{file}: {getattr(error, 'strerror', None) or 'no text file'}"
+    return ""
 
 
 def _site(server: str) -> str:

@@ -42,7 +42,7 @@ class Login:
     @property
     def host(self) -> str:
         """The server's name, as people call it."""
-        return urlsplit(self.server).netloc or self.server
+        return _host(self.server)
 
 
 def find_login(environment: Mapping[str, str]) -> Login:
@@ -54,7 +54,7 @@ def find_login(environment: Mapping[str, str]) -> Login:
         return Login(server, "WANDB_IDENTITY_TOKEN_FILE")
     for file in _netrc_files(environment):
         try:
-            if netrc.netrc(str(file)).authenticators(urlsplit(server).netloc) is not None:
+            if netrc.netrc(str(file)).authenticators(_host(server)) is not None:
                 return Login(server, str(file))
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
@@ -88,6 +88,13 @@ def without_key(text: str, environment: Mapping[str, str]) -> str:
     """A text in which the key does not stand."""
     key = environment.get(KEY, "").strip()
     return text.replace(key, "***") if key else text
+
+
+def _host(server: str) -> str:
+    try:
+        return urlsplit(server).netloc or server
+    except ValueError:  # no address at all: asking it tells why
+        return server
 
 
 def _setting(environment: Mapping[str, str], name: str) -> str:
