@@ -12,6 +12,7 @@ from pathlib import Path
 from flash_launch import telling
 from flash_launch.checkpoint.attempts import Attempt, read_attempts
 from flash_launch.executors.ends import attempt_facts
+from flash_launch.locating import launcher_runs
 from flash_launch.run_folder import RunFolder
 from flash_launch.verdict import AttemptFacts, Kind, Verdict, find_verdict
 
@@ -132,13 +133,8 @@ def _by_signal(story: Story, facts: AttemptFacts) -> Verdict:
 
 
 def _runs(attempt: Attempt, ends: Path) -> bool:
-    if attempt.host == socket.gethostname():
-        try:
-            command = Path(f"/proc/{attempt.pid}/cmdline").read_bytes()
-        except OSError:
-            command = b""
-        if b"flash" in command:
-            return True
+    if attempt.host == socket.gethostname() and not (ends / "slurm.json").exists():
+        return launcher_runs(attempt)
     try:
         newest = max((entry.stat().st_mtime for entry in os.scandir(ends)), default=attempt.began)
     except OSError:

@@ -177,6 +177,8 @@ def test_following_ends_with_the_last_job(run: Recorded, monkeypatch: pytest.Mon
     run.end(75)
     assert main(["logs", str(run.path), "-f"]) == 0
     assert asked == states
+    run.write("slurm.json", {"jobs": [{"job_id": "12", "submitted": BEGAN}], "stalled_restarts": 3, "options": {}})
+    run.write("attempts/0001/slurm.json", {"job_id": "12"})
     (run.path / "attempts/0001/end.json").unlink()
     asked.clear()
     assert main(["logs", str(run.path), "-f"]) == 0

@@ -95,8 +95,10 @@ def test_what_a_later_attempt_did_again_does_not_count(run: Recorded) -> None:
     assert [phase.first_step for phase in view.phases] == [0, 8]
 
 
-def told(run: Recorded, *jobs: JobLine, now: float = BEGAN + 200, began: float | None = None) -> tuple[State, str]:
-    state = state_of(read_run(run.folder), now, jobs, host="here", began=lambda pid: began)
+def told(
+    run: Recorded, *jobs: JobLine, now: float = BEGAN + 200, began: float | None = None, silent: bool = False
+) -> tuple[State, str]:
+    state = state_of(read_run(run.folder), now, None if silent else jobs, host="here", began=lambda pid: began)
     return state.name, state.words
 
 
@@ -126,17 +128,38 @@ def test_states_by_how_the_newest_attempt_ended(run: Recorded) -> None:
 
 def test_states_by_what_slurm_says(run: Recorded) -> None:
     run.write("slurm.json", {"jobs": [{"job_id": "12", "submitted": BEGAN}]})
-    assert told(run) == (State.PENDING, "submitted to Slurm as job 12, not begun yet")
+    assert told(run, silent=True) == (State.PENDING, "submitted to Slurm as job 12, not begun yet")
+    assert told(run) == (State.FAILED, "job 12 ended before the run began, and Slurm knows it no longer")
     pending = JobLine("12", "PENDING", "the partition has fewer nodes than asked for")
     assert told(run, pending)[1].endswith("queue: the partition has fewer nodes than asked for")
     assert told(run, JobLine("12", "CANCELLED"))[0] == State.FAILED
-    run.attempt(host="node1")
+    run.attempt(host="here")  # on the node where `job begin` ran, whose process is gone by now
+    run.write("attempts/0001/slurm.json", {"job_id": "12", "nodes": ["node1", "node2"]})
+    assert told(run, silent=True)[0] == State.RUNNING
+    assert told(run) == (State.DIED, "job 12 told no end, and Slurm knows it no longer")
     assert told(run, JobLine("12", "RUNNING", nodes=("node1", "node2")))[1].endswith("job 12 on node1, node2")
     assert told(run, JobLine("12", "NODE_FAIL"))[0] == State.DIED
     run.end(75)
     run.write("summary.json", {"status": "stopped", "checkpoint": "step_6"})
     assert told(run, JobLine("12", "PENDING"))[0] == State.PENDING  # requeued
     assert told(run, JobLine("12", "COMPLETED"))[0] == State.STOPPED
+    assert told(run, silent=True)[0] == State.STOPPED
+    saved = told(run, JobLine("12", "RUNNING"))
+    assert saved == (
+        State.RUNNING,
+        "attempt 1 has ended (stopped, saved), and job 12 is ending, or about to be requeued",
+    )
+    coming = told(run, JobLine("13", "RUNNING"))
+    assert coming == (State.RUNNING, "attempt 1 has ended (stopped, saved), and job 13 is about to go on")
+
+
+def test_a_job_speaks_for_its_own_attempts_only(run: Recorded) -> None:
+    """Here the run goes on by `flash-launch resume`, after its job has ended."""
+    run.write("slurm.json", {"jobs": [{"job_id": "12", "submitted": BEGAN}]})
+    run.attempt(host="here")
+    for jobs in ((), (JobLine("12", "COMPLETED"),)):
+        assert told(run, *jobs, began=BEGAN - 5)[0] == State.RUNNING
+        assert told(run, *jobs)[0] == State.DIED
 
 
 def test_when_a_process_began() -> None:

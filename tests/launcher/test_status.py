@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from recorded_run import BEGAN, Recorded
 from rich.console import Console
 
 from flash_launch.cli import main
-from flash_launch.run_folder import RunFolder
+from flash_launch.cluster.client import Job
+from flash_launch.errors import SlurmUnavailable
 from flash_launch.viewing.run_state import JobLine, State, state_of
 from flash_launch.viewing.run_view import read_run
 from flash_launch.viewing.status_view import as_rich, status_lines
@@ -163,18 +163,34 @@ def test_sizes_and_ages() -> None:
     assert ago(0, 125) == "2 min 5 s ago"
 
 
-def test_a_silent_slurm_is_asked_once(
+def submitted(folder: Path, job_id: str) -> None:
+    told = {"jobs": [{"job_id": job_id, "submitted": 1.0}], "stalled_restarts": 3, "options": {}}
+    (folder / "slurm.json").write_text(json.dumps(told))
+
+
+def test_of_a_sweep_slurm_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep(tmp_path)
+    submitted(tmp_path, "7")
+    for run in (path for path in tmp_path.iterdir() if path.is_dir()):
+        submitted(run, f"7_{run.name.partition('-')[0]}")
     asked: list[str] = []
 
-    def silent(folder: RunFolder, note: Callable[[str], None]) -> Sequence[JobLine]:
-        asked.append(folder.path.name)
-        note("the controller does not answer")
-        return ()
+    def pending(job_id: str, *, retry_seconds: float) -> list[Job]:
+        asked.append(job_id)
+        return [Job("7", "PENDING", "JobArrayTaskLimit", "0:0", "", "", "", 0, "main", "7", "0-5%1")]
 
-    monkeypatch.setattr("flash_launch.commands.status.jobs_of", silent)
+    monkeypatch.setattr("flash_launch.viewing.run_jobs.show_jobs", pending)
     assert main(["status", str(tmp_path)]) == 0
-    assert asked == ["0"]
+    assert asked == ["7"]
+    assert "pending" in capsys.readouterr().out
+
+    def silent(job_id: str, *, retry_seconds: float) -> list[Job]:
+        asked.append(job_id)
+        raise SlurmUnavailable("the controller does not answer")
+
+    monkeypatch.setattr("flash_launch.viewing.run_jobs.show_jobs", silent)
+    assert main(["status", str(tmp_path)]) == 0
+    assert asked == ["7", "7"]
     assert capsys.readouterr().err == "flash-launch: the controller does not answer\n"

@@ -3,7 +3,7 @@
 import itertools
 import re
 
-__all__ = ["expand"]
+__all__ = ["expand", "expand_numbers"]
 
 
 def expand(text: str) -> list[str]:
@@ -34,11 +34,12 @@ def _split(text: str) -> list[str]:
 
 def _expand_one(part: str) -> list[str]:
     pieces = re.split(r"\[([^\]]*)\]", part)  # text, ranges, text, ranges, ..., text
-    choices = [_numbers(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]
+    choices = [expand_numbers(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
-def _numbers(ranges: str) -> list[str]:
+def expand_numbers(ranges: str) -> list[str]:
+    """The numbers in ranges such as 01-03,7, with their zeros in front; what is no number stays as it is."""
     found: list[str] = []
     for range_ in ranges.split(","):
         first, _, last = range_.partition("-")

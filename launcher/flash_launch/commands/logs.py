@@ -8,7 +8,7 @@ from flash_launch.command_arguments import Arguments, read_arguments, run_folder
 from flash_launch.console import say, usage
 from flash_launch.errors import ConfigError
 from flash_launch.run_folder import RunFolder
-from flash_launch.viewing.log_follower import Follower, find_logs, has_ended
+from flash_launch.viewing.log_follower import Follower, find_logs, has_ended, is_submitted, newest_exit_code
 from flash_launch.viewing.run_jobs import jobs_of
 from flash_launch.viewing.run_state import JobLine, job_goes_on
 
@@ -23,6 +23,8 @@ _HELP = """RUN is a run folder. Its logs are in RUN/logs; attempts follow each o
   --lines N           only the last N lines of what is there already"""
 
 _ASK_SECONDS = 15.0
+_SAVED = 75
+"""Exit code of an attempt that was asked to stop and has saved."""
 _VALUES = {
     "--rank": "the number of a rank, for example --rank 1",
     "--lines": "a number of lines, for example --lines 50",
@@ -63,7 +65,7 @@ class _End:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._jobs: Sequence[JobLine] = ()
+        self._jobs: Sequence[JobLine] | None = ()
         self._ask_at = 0.0
 
     def __call__(self) -> bool:
@@ -71,8 +73,12 @@ class _End:
         if time.monotonic() >= self._ask_at or (ended and not self._jobs):
             self._jobs = jobs_of(self._folder)
             self._ask_at = time.monotonic() + _ASK_SECONDS
+        if any(job_goes_on(job) for job in self._jobs or ()):
+            return False
+        if self._jobs is None:  # Slurm is silent: what has saved may be requeued
+            return ended and not (is_submitted(self._folder) and newest_exit_code(self._folder) == _SAVED)
         # a job that was cancelled in the queue, or lost its node, has ended without a word in the run folder
-        return not any(job_goes_on(job) for job in self._jobs) and (ended or bool(self._jobs))
+        return ended or is_submitted(self._folder)
 
 
 def _nothing(arguments: Arguments, folder: RunFolder, kind: str, rank: int | None) -> str:

@@ -4,14 +4,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from flash_launch.cluster.job_file import read_job_file
 from flash_launch.command_arguments import Arguments, read_arguments, run_folder
 from flash_launch.console import say, usage
 from flash_launch.run_folder import RunFolder
 from flash_launch.viewing.metrics_file import MetricsFile
-from flash_launch.viewing.run_jobs import jobs_of
+from flash_launch.viewing.run_jobs import jobs_of, jobs_of_sweep
 from flash_launch.viewing.run_state import JobLine, State, state_of
 from flash_launch.viewing.run_view import read_run
 from flash_launch.viewing.status_view import as_json, as_rich, as_text, status_lines
@@ -52,8 +53,8 @@ def _run(arguments: Arguments, folder: RunFolder) -> int:
         state = state_of(view, now, jobs, shown=arguments.run)
         over = state.name in _OVER
         if "--json" in arguments.flags:
-            return json.dumps(_finite(as_json(view, state, now, jobs)), indent=2), over
-        lines = status_lines(view, state, now, jobs)
+            return json.dumps(_finite(as_json(view, state, now, jobs or ())), indent=2), over
+        lines = status_lines(view, state, now, jobs or ())
         if sys.stdout.isatty():
             return as_rich(view, state, arguments.run, lines, unicode=_unicode()), over
         return as_text(arguments.run, lines), over
@@ -62,7 +63,7 @@ def _run(arguments: Arguments, folder: RunFolder) -> int:
 
 
 def _sweep(arguments: Arguments) -> int:
-    slurm = _Slurm()
+    slurm = _Slurm(arguments.run)
 
     def show() -> tuple[object, bool]:
         table = sweep_table(arguments.run, time.time(), slurm)
@@ -77,14 +78,30 @@ def _sweep(arguments: Arguments) -> int:
 class _Slurm:
     """Asks Slurm of each run now and then only, and for a while not at all once it does not answer."""
 
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[float, Sequence[JobLine]]] = {}
-        self._silent_until = 0.0
+    def __init__(self, sweep: Path | None = None) -> None:
+        """Know nothing yet.
 
-    def __call__(self, folder: RunFolder) -> Sequence[JobLine]:
-        asked, jobs = self._known.get(folder.path, (-math.inf, ()))
-        now = time.monotonic()
-        if now < max(asked + _ASK_SECONDS, self._silent_until):
+        Args:
+            sweep: folder of the runs; of the tasks of its array, Slurm is asked all at once.
+        """
+        self._sweep = sweep
+        self._tasks: Mapping[str, Sequence[JobLine]] | None = None
+        self._known: dict[Path, tuple[float, Sequence[JobLine] | None]] = {}
+        self._silent_until = self._tasks_until = 0.0
+
+    def __call__(self, folder: RunFolder) -> Sequence[JobLine] | None:
+        submitted = read_job_file(folder).jobs
+        if not submitted:
+            return ()
+        if self._sweep is not None and time.monotonic() >= max(self._tasks_until, self._silent_until):
+            self._tasks = jobs_of_sweep(self._sweep, self._silent)
+            self._tasks_until = time.monotonic() + _ASK_SECONDS
+        if self._tasks is not None and submitted[-1].job_id in self._tasks:
+            return self._tasks[submitted[-1].job_id]
+        if "_" in submitted[-1].job_id and self._sweep is not None:
+            return () if self._tasks is not None else None
+        asked, jobs = self._known.get(folder.path, (-math.inf, None))
+        if time.monotonic() < max(asked + _ASK_SECONDS, self._silent_until):
             return jobs
         jobs = jobs_of(folder, self._silent)
         self._known[folder.path] = (time.monotonic(), jobs)

@@ -16,7 +16,7 @@ from flash_launch.viewing.run_view import read_run
 __all__ = ["read_report", "write_page", "write_picture"]
 
 
-def read_report(folder: RunFolder, jobs: Sequence[JobLine] = (), shown: Path | None = None) -> Report:
+def read_report(folder: RunFolder, jobs: Sequence[JobLine] | None = None, shown: Path | None = None) -> Report:
     """The report of a run as it is now.
 
     Args:

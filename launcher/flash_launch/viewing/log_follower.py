@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flash_launch.checkpoint.attempts import read_attempts
+from flash_launch.cluster.job_file import read_job_file
 from flash_launch.run_folder import RunFolder
 from flash_launch.viewing.json_fields import integer, read_mapping, text
 from flash_launch.viewing.run_state import launcher_gone
 
-__all__ = ["Follower", "LogFile", "find_logs", "has_ended"]
+__all__ = ["Follower", "LogFile", "find_logs", "has_ended", "is_submitted", "newest_exit_code"]
 
 _RANK = re.compile(r"node(\d+)_rank(\d+)\.log")
 _AGENT = re.compile(r"node(\d+)_agent\.log")
@@ -27,6 +28,12 @@ def find_logs(folder: RunFolder, kind: str, rank: int | None = None) -> list[tup
         names = os.listdir(folder.logs)
     except OSError:
         return []
+    if kind == "job":
+        # a run of a sweep has its output beside that of the others, as slurm-ARRAY_TASK.out
+        tasks = [job.job_id for job in read_job_file(folder).jobs if "_" in job.job_id]
+        shared = [folder.path.parent / "logs" / f"slurm-{task}.out" for task in tasks]
+        paths = [*(folder.logs / name for name in names if _JOB.fullmatch(name)), *filter(Path.exists, shared)]
+        return [(path.name, path) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
     found: list[tuple[tuple[int, ...], str, Path]] = []
     for name in names:
         path = folder.logs / name
@@ -35,19 +42,32 @@ def find_logs(folder: RunFolder, kind: str, rank: int | None = None) -> list[tup
             found.append(((int(match[2]), int(match[1])), f"rank {match[2]}", path))
         elif kind == "agents" and (match := _AGENT.fullmatch(name)):
             found.append(((int(match[1]),), f"node {match[1]}", path))
-        elif kind == "job" and _JOB.fullmatch(name):
-            found.append(((int(os.stat(path).st_mtime * 1000),), name, path))
     return [(name, path) for _, name, path in sorted(found)]
 
 
 def has_ended(folder: RunFolder) -> bool:
     """Whether the newest attempt has ended, or the summary says that the run is finished."""
-    attempts = read_attempts(folder.attempts)
-    if attempts and integer(read_mapping(folder.ends_of(attempts[-1].number) / "end.json"), "exit_code") is not None:
+    if newest_exit_code(folder) is not None:
         return True
     if text(read_mapping(folder.summary_json), "status") == "finished":
         return True
-    return bool(attempts) and launcher_gone(attempts[-1])
+    attempts = read_attempts(folder.attempts)
+    return bool(attempts) and not is_submitted(folder) and launcher_gone(attempts[-1])
+
+
+def newest_exit_code(folder: RunFolder) -> int | None:
+    """How the newest attempt ended; None: it has not, or told nothing."""
+    attempts = read_attempts(folder.attempts)
+    return integer(read_mapping(folder.ends_of(attempts[-1].number) / "end.json"), "exit_code") if attempts else None
+
+
+def is_submitted(folder: RunFolder) -> bool:
+    """Whether the newest attempt is of a job that was submitted, so that its launcher is Slurm; or none has begun."""
+    jobs = {job.job_id for job in read_job_file(folder).jobs}
+    attempts = read_attempts(folder.attempts)
+    if not attempts:
+        return bool(jobs)
+    return text(read_mapping(folder.ends_of(attempts[-1].number) / "slurm.json"), "job_id") in jobs
 
 
 @dataclass

@@ -94,7 +94,7 @@ def launcher_gone(
 def state_of(
     view: RunView,
     now: float,
-    jobs: Sequence[JobLine] = (),
+    jobs: Sequence[JobLine] | None = None,
     *,
     shown: Path | None = None,
     host: str | None = None,
@@ -105,7 +105,7 @@ def state_of(
     Args:
         view: the run folder.
         now: the time.
-        jobs: what Slurm says of its jobs, the newest last; empty where it does not run on Slurm.
+        jobs: what Slurm says of its newest job; empty: it knows none; None: it is silent, or was not asked.
         shown: the folder as the user wrote it, for commands.
         host: this machine's name.
         began: when a process of this machine began.
@@ -117,22 +117,40 @@ def state_of(
         why = f": {job.reason}" if job.reason else ""
         before = f", to go on after attempt {newest.attempt.number}" if newest is not None else ""
         return RunState(State.PENDING, f"job {job.job_id} waits in Slurm's queue{before}{why}")
+    forgotten = jobs is not None and job is None and bool(view.jobs)
     if newest is None:
+        if forgotten:
+            return RunState(
+                State.FAILED, f"job {view.jobs[-1]} ended before the run began, and Slurm knows it no longer"
+            )
         if job is None and view.jobs:
             return RunState(State.PENDING, f"submitted to Slurm as job {view.jobs[-1]}, not begun yet")
         if job is not None and job.state not in _ALIVE:
             return RunState(State.FAILED, f"job {job.job_id} ended before the run began: {_job_end(job)}")
         return RunState(State.PREPARING, "nothing was started yet")
+    # A job speaks for its own attempts only: others were started by hand, here or in another allocation.
+    submitted = newest.job_id in view.jobs
+    its_job = job if job is not None and job.job_id == newest.job_id else None
     if newest.exit_code is not None or _summary_tells(view, newest):
+        if job is not None and job.state in _ALIVE and (its_job is None or newest.exit_code != 0):
+            coming = "is about to go on" if its_job is None else "is ending, or about to be requeued"
+            end = attempt_end(newest)
+            words = (
+                f"attempt {newest.attempt.number} has ended{f' ({end})' if end else ''}, and job {job.job_id} {coming}"
+            )
+            return RunState(State.RUNNING, words)
         return _ended(view, newest, resume)
-    if job is not None and job.state not in _ALIVE:
-        return RunState(State.DIED, f"the job ended without telling how: {_job_end(job)}", resume)
-    if job is None and launcher_gone(newest.attempt, host=host, began=began):
+    if its_job is not None and its_job.state not in _ALIVE:
+        return RunState(State.DIED, f"the job ended without telling how: {_job_end(its_job)}", resume)
+    if submitted and forgotten:
+        return RunState(State.DIED, f"job {newest.job_id} told no end, and Slurm knows it no longer", resume)
+    if not submitted and launcher_gone(newest.attempt, host=host, began=began):
         sign = f", its last sign of life is {ago(view.last_sign, now)}" if view.last_sign else ""
         return RunState(
             State.DIED, f"its launcher (process {newest.attempt.pid}) is gone and told no end{sign}", resume
         )
-    return _alive(view, newest, job, now, local=newest.attempt.host == (host or socket.gethostname()))
+    local = not submitted and newest.attempt.host == (host or socket.gethostname())
+    return _alive(view, newest, its_job, now, local=local)
 
 
 def attempt_end(attempt: AttemptView) -> str:

@@ -116,7 +116,9 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").exists() or any(folder.glob("*/config.yaml"))
 
 
-def sweep_table(folder: Path, now: float, jobs: Callable[[RunFolder], Sequence[JobLine]] = lambda _: ()) -> SweepTable:
+def sweep_table(
+    folder: Path, now: float, jobs: Callable[[RunFolder], Sequence[JobLine] | None] = lambda _: None
+) -> SweepTable:
     """The table of a sweep, by its sweep.json, or of the run folders in a folder.
 
     Args:
