@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
@@ -83,7 +84,7 @@ class Recorder(pl.Callback):
         self._steps_seen = 0
         self._steps_in_phase = 0
         self._began = 0.0
-        self._batches = 0
+        self._batches = self._samples = 0
         self._rates: list[float] = []
         finetuning.listeners.append(self._on_transition)
 
@@ -170,7 +171,7 @@ class Recorder(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps are timed from here."""
         self._steps_seen = trainer.global_step
-        self._began, self._batches = time.perf_counter(), 0
+        self._began, self._batches, self._samples = time.perf_counter(), 0, 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
@@ -192,6 +193,7 @@ class Recorder(pl.Callback):
     ) -> None:
         """Record an optimizer step."""
         self._batches += 1
+        self._samples += _length(batch) or self._batch_size
         if trainer.global_step == self._steps_seen or not self.phases:
             return
         self._steps_seen = trainer.global_step
@@ -201,8 +203,8 @@ class Recorder(pl.Callback):
             record.bytes_sent_per_step = counted
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
-        examples = self._batches * self._batch_size * trainer.world_size
-        self._batches = 0
+        examples = self._samples * trainer.world_size  # as many on each, but for the last of an epoch
+        self._batches = self._samples = 0
         self._steps_in_phase += 1
         record.steps += 1
         if counted is None:
@@ -221,15 +223,13 @@ class Recorder(pl.Callback):
             self._end_phase()  # keeps the phase's peak: from here on, the next steps' own is measured
             memory = peak_bytes()
             reset_peak()
-            self._metric(
-                trainer,
-                kind="step",
-                **values,
-                lr=self._rates,
-                step_seconds=round(seconds, 6),
-                examples_per_s=round(examples / seconds, 2) if seconds > 0 else None,
-                memory_bytes=memory,
-            )
+            measured = {
+                "lr": self._rates,
+                "step_seconds": round(seconds, 6),
+                "examples_per_s": round(examples / seconds, 2) if seconds > 0 else None,
+                "memory_bytes": memory,
+            }
+            self._metric(trainer, "step", {**values, **measured})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch's metrics."""
@@ -241,7 +241,7 @@ class Recorder(pl.Callback):
         }
         self._end_phase()
         if trainer.is_global_zero:
-            self._metric(trainer, kind="epoch", **self.metrics)
+            self._metric(trainer, "epoch", self.metrics)
             values = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
             tqdm.write(f"epoch {trainer.current_epoch}: {values}")
 
@@ -268,10 +268,12 @@ class Recorder(pl.Callback):
         if self.phases:
             self.phases[-1].peak_bytes = max(self.phases[-1].peak_bytes, peak_bytes())
 
-    def _metric(self, trainer: pl.Trainer, **values: object) -> None:
+    def _metric(self, trainer: pl.Trainer, kind: str, values: Mapping[str, object]) -> None:
         phase = self.phases[-1].name if self.phases else None
-        row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "phase": phase, **values}
-        append_jsonl(self._folder.metrics_jsonl, row)
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "phase": phase, "kind": kind}
+        # a task may log a metric of its own called step
+        own = {f"task/{name}" if name in row else name: value for name, value in values.items()}
+        append_jsonl(self._folder.metrics_jsonl, {**row, **own})
 
     def _event(self, kind: str, trainer: pl.Trainer, **values: object) -> None:
         row = {
@@ -282,6 +284,14 @@ class Recorder(pl.Callback):
             **values,
         }
         append_jsonl(self._folder.events_jsonl, row)
+
+
+def _length(batch: object) -> int | None:
+    """Samples in a batch: the length of its first tensor; None: it has none."""
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.ndim else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((length for part in parts if (length := _length(part)) is not None), None)
 
 
 def _size(finetuning: FinetuningCallback, name: str) -> int:

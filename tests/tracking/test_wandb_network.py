@@ -171,6 +171,7 @@ def test_an_attempt_that_was_killed_is_recorded_again(tmp_path: Path) -> None:
         cwd=tmp_path,
     ) as process:
         wait_for(lambda: (run / "wandb/progress.json").exists())
+        wait_for(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > 20)  # more than the next one makes
         assert marked(run) >= 2
         process.kill()
     wait_for(lambda: marked(run) == 0, 20)

@@ -1,15 +1,12 @@
-"""Reads the records of a .wandb file: LevelDB's log format with a header of W&B's own; protobuf messages inside."""
+"""What the records of a .wandb file say."""
 
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_BLOCK, _HEADER = 32768, 7
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+from flash_launch.tracking.recorded_file import messages
 
 
 @dataclass
@@ -31,34 +28,12 @@ class Recorded:
     preempting: bool = False
 
 
-def messages(data: bytes) -> list[bytes]:
-    """The records of a file; one that was cut short at the end is left out."""
-    assert data[:4] == b":W&B", data[:8]
-    found: list[bytes] = []
-    part, at = b"", _HEADER
-    while at + _HEADER <= len(data):
-        left = _BLOCK - at % _BLOCK
-        if left < _HEADER:
-            at += left
-            continue
-        crc, length, kind = struct.unpack("<IHB", data[at : at + _HEADER])
-        body = data[at + _HEADER : at + _HEADER + length]
-        if len(body) < length or kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
-            break
-        assert crc == zlib.crc32(data[at + 6 : at + _HEADER] + body)
-        at += _HEADER + length
-        part = body if kind in (_FULL, _FIRST) else part + body
-        if kind in (_FULL, _LAST):
-            found.append(part)
-    return found
-
-
 def read(path: Path) -> Recorded:
     """What a .wandb file holds."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = Recorded()
-    for message in messages(path.read_bytes()):
+    for message in messages(path):
         record = Record()
         record.ParseFromString(message)
         kind = record.WhichOneof("record_type")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from flash_launch.checkpoint.attempts import Attempt
 from flash_launch.config import RunConfig
 from flash_launch.rank_guard import note_stop
 from flash_launch.run_folder import RunFolder, read_json
+from flash_launch.telling import tell_stop_by_hand
 from flash_launch.tracking.mode import resolve_mode
 from flash_launch.tracking.record import ARRAY, identify
 from flash_launch.tracking.recording import ARTIFACT_SECONDS, FINISH_SECONDS, Recording
@@ -60,7 +62,7 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Run:
         """W&B's run, which a task may want; an object that does nothing where there is none."""
         run = self._recording.run(_READY_SECONDS) if self._recording is not None else None
-        return run if run is not None else _Nothing()  # type: ignore[return-value]
+        return _Shielded(run, self._recording.complain) if run is not None and self._recording else _Nothing()  # type: ignore[return-value]
 
     def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         """Hand values on; they are recorded at the optimizer step, whatever Lightning counts."""
@@ -75,6 +77,47 @@ class RunLogger(WandbLogger):
 
     def finalize(self, status: str) -> None:
         """The recording ends when the run does, not with the fit."""
+
+
+class _Shielded:
+    """W&B's run, or a part of it, whose failures do not reach the task: its process may have ended, with a signal."""
+
+    _target: object
+    _complain: Callable[[Exception], None]
+
+    def __init__(self, target: object, complain: Callable[[Exception], None]) -> None:
+        self.__dict__.update(_target=target, _complain=complain)
+
+    def __getattr__(self, name: str) -> object:
+        found = self._try(lambda: getattr(self._target, name))
+        return found if found is None or isinstance(found, (bool, int, float, str, bytes)) else self._part(found)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._try(lambda: setattr(self._target, name, value))
+
+    def __getitem__(self, key: object) -> object:
+        return self._try(lambda: self._target[key])  # type: ignore[index]
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self._try(lambda: operator.setitem(self._target, key, value))  # type: ignore[call-overload]
+
+    def __contains__(self, key: object) -> bool:
+        return bool(self._try(lambda: key in self._target))  # type: ignore[operator]
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return self._try(lambda: self._target(*args, **kwargs))  # type: ignore[operator]
+
+    def _part(self, found: object) -> object:
+        return found if isinstance(found, _Nothing) else _Shielded(found, self._complain)
+
+    def _try(self, call: Callable[[], object]) -> object:
+        try:
+            return call()
+        except (AttributeError, TypeError, KeyError):  # the task's own mistakes
+            raise
+        except Exception as error:
+            self._complain(error)
+            return _Nothing()
 
 
 class _Nothing:
@@ -110,11 +153,17 @@ def start_tracking(config: RunConfig, folder: RunFolder, attempt: Attempt) -> Ru
         tuple(tag.strip() for tag in (config.wandb_tags or "").split(",") if tag.strip()),
         _shown_config(config, folder, attempt),
         ARTIFACT_SECONDS if artifact else FINISH_SECONDS["finished"],
-        note_stop,
+        _stop_by_hand,
     )
     asked = config.wandb == "offline" or bool(os.environ.get("WANDB_MODE"))
     recording = Recording(folder, options, mode, step=attempt.resumed_step, artifact=artifact, told=asked)
     return RunLogger(folder, recording)
+
+
+def _stop_by_hand() -> None:
+    """Somebody pressed stop on the run's page."""
+    tell_stop_by_hand("W&B")
+    note_stop()
 
 
 def _shown_config(config: RunConfig, folder: RunFolder, attempt: Attempt) -> dict[str, object]:

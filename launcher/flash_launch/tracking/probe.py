@@ -1,5 +1,6 @@
 """Whether a server answers, within seconds: what nobody is made to wait for."""
 
+import http.client
 import threading
 import urllib.error
 import urllib.request
@@ -43,7 +44,7 @@ def _ask(server: str, seconds: float) -> str | None:
             return None
     except urllib.error.HTTPError:
         return None  # an answer, if not a kind one
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return f"no answer within {seconds:g} s"

@@ -5,7 +5,7 @@ import json
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flash_launch.config import RunConfig
@@ -14,6 +14,7 @@ from flash_launch.run_folder import RunFolder, read_json, write_json
 __all__ = [
     "ARRAY",
     "Identity",
+    "Mark",
     "Progress",
     "identify",
     "read_identity",
@@ -27,6 +28,8 @@ ARRAY = "FLASH_LAUNCH_ARRAY"
 """Environment variable: the name of the sweep that a run belongs to."""
 _HEADER_BYTES = 7
 """Bytes of a recording into which nothing was recorded."""
+_MOST_MARKS = 120
+"""One a second; wandb writes to its file every two."""
 _PROJECT = "flash-launch"
 _ALPHABET = string.ascii_lowercase + string.digits
 
@@ -44,15 +47,46 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place in a recording."""
+
+    step: int
+    """W&B's own next step number there."""
+    metrics: int
+    """Lines of metrics.jsonl that were handed to W&B by then."""
+    events: int
+    """Lines of events.jsonl."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run was recorded."""
 
     metrics: int = 0
-    """Lines of metrics.jsonl that recordings which ended in order hold."""
+    """Lines of metrics.jsonl that are recorded for certain."""
     events: int = 0
     """Lines of events.jsonl."""
     step: int = 0
     """The next of W&B's own step numbers, which must not begin again."""
+    marks: tuple[Mark, ...] = ()
+    """The last places of a recording that goes on: how much of it W&B holds is known only once it has ended."""
+
+    def trimmed(self, folder: RunFolder) -> "Progress":
+        """The same for a run that went back: its files may have fewer lines by now."""
+        metrics, events = (_count_lines(file) for file in (folder.metrics_jsonl, folder.events_jsonl))
+        marks = tuple(Mark(mark.step, min(mark.metrics, metrics), min(mark.events, events)) for mark in self.marks)
+        return Progress(min(self.metrics, metrics), min(self.events, events), self.step, marks)
+
+    def held_by(self, steps: int) -> "Progress":
+        """Where to go on, when W&B holds all that has smaller step numbers than this."""
+        held = [mark for mark in self.marks if mark.step <= steps]
+        if not held:
+            return replace(self, marks=())
+        return Progress(held[-1].metrics, held[-1].events, self.step)
+
+    def marked(self, mark: Mark) -> "Progress":
+        """With another place; W&B is never as far behind as the oldest that are kept."""
+        return replace(self, marks=(*self.marks[-_MOST_MARKS:], mark), step=mark.step)
 
 
 def wandb_folder(folder: RunFolder) -> Path:
@@ -92,7 +126,7 @@ def read_progress(folder: RunFolder) -> Progress:
     with contextlib.suppress(OSError, json.JSONDecodeError, TypeError):
         read = read_json(wandb_folder(folder) / "progress.json")
         if isinstance(read, dict):
-            return Progress(**read)
+            return Progress(**{**read, "marks": tuple(Mark(**mark) for mark in read.get("marks", ()))})
     return Progress()
 
 
@@ -103,6 +137,12 @@ def write_progress(folder: RunFolder, progress: Progress) -> None:
         OSError: it cannot be written.
     """
     write_json(wandb_folder(folder) / "progress.json", asdict(progress))
+
+
+def _count_lines(path: Path) -> int:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    return 0
 
 
 def recordings(folder: RunFolder) -> list[Path]:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from flash_launch.run_folder import RunFolder, read_json
 from flash_launch.tracking import session
 from flash_launch.tracking.mode import Login, Mode, find_login, without_key
 from flash_launch.tracking.probe import why_unreachable
-from flash_launch.tracking.record import Progress, read_progress, wandb_folder, write_progress
+from flash_launch.tracking.record import Mark, Progress, read_progress, recordings, wandb_folder, write_progress
+from flash_launch.tracking.recorded_file import next_step
 from flash_launch.tracking.rows import Follower, event_values, flat, metric_values
 from flash_launch.tracking.session import SessionOptions
 
@@ -66,9 +68,12 @@ class Recording:
         self._sent: dict[str, tuple[object, object]] = {}
         self._closing = threading.Event()
         self._ready = threading.Event()
+        self._given_up = self._complained = False
         self._status = "failed"
         self._run: Run | None = None
-        self._next = 0
+        # Now, before training appends to what was trimmed to where it goes on from: the rest may take long to begin.
+        self._progress = read_progress(folder).trimmed(folder)
+        self._next = self._progress.step
         self._thread = threading.Thread(target=self._record, name="wandb", daemon=True)
         self._thread.start()
 
@@ -81,6 +86,12 @@ class Recording:
         """W&B's run, once it has begun; None: it has not within that time, or cannot."""
         self._ready.wait(seconds)
         return self._run
+
+    def complain(self, error: Exception) -> None:
+        """Say, once, that W&B did not take what a task gave it itself."""
+        if not self._complained:
+            self._complained = True
+            self._say(f"warning: W&B did not take what the task logs to it: {self._words(error)}")
 
     def submit(self, values: Mapping[str, object], step: int) -> None:
         """Record more values at an optimizer step; returns at once."""
@@ -101,6 +112,7 @@ class Recording:
         self._closing.set()
         self._thread.join(seconds + _MARGIN_SECONDS * (status != "failed"))
         if self._thread.is_alive():
+            self._given_up = True
             session.discard()
             self._thread.join(1)
             if status != "failed":
@@ -118,11 +130,12 @@ class Recording:
             except Exception as error:
                 # In a Slurm job, W&B's own process gets the SIGTERM that asks the ranks to save, and ends of it.
                 session.discard()
-                if again and self._run is not None:
+                if again and self._run is not None and not self._given_up:
                     self._sent.clear()
                     continue
+                self._run = None
                 self._ready.set()
-                if self._status != "failed" or not self._closing.is_set():
+                if not self._given_up and (self._status != "failed" or not self._closing.is_set()):
                     self._say(f"warning: the run is not recorded at W&B any more, and goes on: {self._words(error)}")
                 return
 
@@ -151,15 +164,17 @@ class Recording:
         return f"{login.host} cannot be reached ({why})" if why is not None else None
 
     def _follow(self, run: Run) -> None:
-        before = read_progress(self._folder)
-        metrics = Follower(self._folder.metrics_jsonl, before.metrics)
-        events = Follower(self._folder.events_jsonl, before.events)
-        self._next = max(before.step, run.step)
-        self._note(metrics.lines, events.lines)
-        begun = Progress(metrics.lines, events.lines)
+        self._progress = self._progress.held_by(self._steps_held(run))
+        metrics = Follower(self._folder.metrics_jsonl, self._progress.metrics)
+        events = Follower(self._folder.events_jsonl, self._progress.events)
+        self._next = max(self._next, run.step)
+        self._note(self._progress)
+        if self._mode == "online":  # of attempts that were cut off: what the server lacks of them is told again
+            for file in recordings(self._folder):
+                if file not in self._files() and not file.parent.name.startswith("offline-"):
+                    file.with_name(f"{file.name}.synced").touch()
         while True:
             closing = self._closing.wait(_POLL_SECONDS)
-            noted = self._next
             while self._configs:
                 session.add_config(run, self._configs.popleft())
             rows: list[tuple[int, Mapping[str, object]]] = []
@@ -167,14 +182,24 @@ class Recording:
                 rows.append(self._submitted.popleft())
             rows += [self._placed(event_values(row)) for row in events.rows()]
             rows += [self._placed(metric_values(row)) for row in metrics.rows()]
+            if rows:  # before they are recorded: who is killed in between has taken these numbers
+                self._note(replace(self._progress, step=self._next + len(rows)))
             for step, values in sorted(rows, key=lambda row: row[0]):
                 self._log(run, {**values, "step": step})
+            if rows:
+                self._progress = self._progress.marked(Mark(self._next, metrics.lines, events.lines))
             if closing:
                 break
-            if self._next != noted:
-                self._note(begun.metrics, begun.events)
         self._finish(run)
-        self._note(metrics.lines, events.lines)
+        self._note(Progress(metrics.lines, events.lines, self._next))
+
+    def _steps_held(self, run: Run) -> int:
+        """How many of W&B's steps are safe: at the server, or in the file of the attempt before."""
+        if self._mode == "online":
+            return run.step
+        newest = self._files()
+        earlier = [file for file in recordings(self._folder) if file not in newest]
+        return max(run.step, next_step(earlier[-1])) if earlier else run.step
 
     def _placed(self, values: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
         step = values.get("step")
@@ -230,8 +255,8 @@ class Recording:
 
     # ---- words and files
 
-    def _note(self, metrics: int, events: int) -> None:
-        write_progress(self._folder, Progress(metrics, events, self._next))
+    def _note(self, progress: Progress) -> None:
+        write_progress(self._folder, progress)
 
     def _files(self) -> list[Path]:
         newest = wandb_folder(self._folder) / "latest-run"

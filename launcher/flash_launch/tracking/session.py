@@ -18,7 +18,15 @@ from flash_launch.tracking.record import Identity
 if TYPE_CHECKING:
     from wandb import Run
 
-__all__ = ["SessionOptions", "add_config", "add_weights", "begin", "discard", "finish", "prepare_environment"]
+__all__ = [
+    "SessionOptions",
+    "add_config",
+    "add_weights",
+    "begin",
+    "discard",
+    "finish",
+    "prepare_environment",
+]
 
 _INIT_SECONDS = 20.0
 _FLUSH_SECONDS = 2.0

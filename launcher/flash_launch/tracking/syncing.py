@@ -1,6 +1,7 @@
 """Uploads what a run recorded offline, by `wandb sync`: one recording after the other, in the order they were made."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ __all__ = ["SyncError", "Uploaded", "Waiting", "check_server", "find_waiting", "
 
 
 _CUT = "ends with an incomplete record"
+_UNREADABLE = r"Failed to read|invalid chunk|\bEOF\b"
 _FATAL = "Fatal error while uploading"
 _LOOK_SECONDS = 10.0
 _MISSES = 3
@@ -80,9 +82,7 @@ def find_waiting(folders: Sequence[RunFolder]) -> list[Waiting]:
     for folder in folders:
         files = recordings(folder)
         waiting += [
-            Waiting(folder, file, number, len(files))
-            for number, file in enumerate(files, 1)
-            if not file.with_name(f"{file.name}.synced").exists()
+            Waiting(folder, file, number, len(files)) for number, file in enumerate(files, 1) if not _is_synced(file)
         ]
     if not waiting and all(read_identity(folder) is None for folder in folders):
         raise ConfigError(
@@ -90,6 +90,12 @@ def find_waiting(folders: Sequence[RunFolder]) -> list[Waiting]:
             "started with --wandb disabled, or WANDB_MODE=disabled"
         )
     return waiting
+
+
+def _is_synced(file: Path) -> bool:
+    """Whether wandb, or this module, has marked it as uploaded since anything was last written to it."""
+    marker = file.with_name(f"{file.name}.synced")
+    return marker.exists() and marker.stat().st_mtime >= file.stat().st_mtime
 
 
 def check_server(environment: Mapping[str, str]) -> str:
@@ -121,7 +127,9 @@ def upload(waiting: Waiting, environment: Mapping[str, str]) -> Uploaded:
     """
     own = dict(environment)
     prepare_environment(wandb_folder(waiting.folder), own)
-    own |= {"WANDB_MODE": "online", "WANDB_RESUME": "allow"}  # so that it is appended to what is there
+    own["WANDB_MODE"] = "online"
+    if waiting.of > 1:  # so that it is appended to what is there; a single one is put in its place, also a second time
+        own["WANDB_RESUME"] = "allow"
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(waiting.file)],
@@ -142,12 +150,15 @@ def upload(waiting: Waiting, environment: Mapping[str, str]) -> Uploaded:
     marker = waiting.file.with_name(f"{waiting.file.name}.synced")
     whole = not any(_CUT in word for word in words)
     fatal = any(_FATAL in word for word in words)  # wandb 0.31 may mark even this as done
+    if waiting.number < waiting.of and any(re.search(_UNREADABLE, word) for word in (*words, *lines[-1:])):
+        marker.touch()  # of an attempt that was killed: what can be read of it was sent
+        return Uploaded("", False)
     if fatal or process.returncode != 0 or (whole and not marker.exists()):
         marker.unlink(missing_ok=True)
         told = " ".join([*words, *lines[-1:]] if process.returncode else words)[-1000:]
         raise SyncError(f"{os.path.relpath(waiting.file)} was not uploaded; wandb says: {told}")
     if not whole and waiting.number < waiting.of:
-        marker.touch()  # of an attempt that was killed: nothing is added to it, and the next one told it all again
+        marker.touch()  # of an attempt that was killed: nothing is added to it, and the next one went on from there
     urls = [word for line in words for word in line.split() if word.startswith("http") and "/runs/" in word]
     return Uploaded(urls[0] if urls else "", whole)
 
@@ -166,4 +177,7 @@ def _watch(process: subprocess.Popen[bytes], server: str) -> None:
         except subprocess.TimeoutExpired:
             why = why_unreachable(server)
             missed = missed + 1 if why is not None else 0
-    raise SyncError(f"the network went away in the middle ({why}): run the same command again. Nothing is lost")
+    raise SyncError(
+        f"the network went away in the middle ({why}): run the same command again. Nothing is lost; of a run of "
+        "several attempts, what had been sent by then may be shown twice"
+    )
