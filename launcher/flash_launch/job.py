@@ -1,11 +1,13 @@
-"""What a Slurm job runs: `python -m flash_launch.job begin RUN`, `node RUN ATTEMPT` on each node, `end RUN ATTEMPT`.
+"""What a Slurm job runs: `python -m flash_launch.job begin RUN`, `node RUN ATTEMPT` per node, `end RUN ATTEMPT SRUN`.
 
-`begin` takes the next attempt's number and prints it; nothing if the run has finished. `end` tells how it ended; its
-exit code is the run's own, or 75 where starting again may help: after a stop, and after a failure that may not repeat.
+`begin` takes the next attempt's number and prints it; nothing if the run has finished. `end` tells how it ended, with
+the run's own exit code, and prints "requeue" where starting again may help: after Slurm's own stop, and after a failure
+that may not repeat. What is meant for people goes to stderr.
 """
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,10 +22,13 @@ from flash_launch.console import say
 from flash_launch.continuation import find
 from flash_launch.errors import ConfigError, FlashLaunchError, LaunchError
 from flash_launch.executors.ends import attempt_verdict
+from flash_launch.executors.local import LaunchResult
 from flash_launch.executors.node import NodeTask, run_node
 from flash_launch.executors.outcome import outcome
 from flash_launch.launching import STOPPED, begin_attempt, tell_end
 from flash_launch.run_folder import RunFolder, read_json, write_json, write_text
+from flash_launch.telling import stopped_by_hand
+from flash_launch.verdict import Kind, Verdict
 from flash_launch.viewing.sweep_view import is_sweep, sweep_table
 
 __all__ = ["begin", "end", "main", "node"]
@@ -76,19 +81,41 @@ def node(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int
     return run_node(task)
 
 
-def end(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int:
-    """Tell how an attempt ended, in the job's output and in the run folder; the exit code."""
+def end(folder: RunFolder, attempt: int, srun_code: int) -> tuple[int, bool]:
+    """Tell how an attempt ended, in the job's output and in the run folder.
+
+    Args:
+        srun_code: how srun ended, which counts only if it started nothing.
+
+    Returns:
+        The run's exit code, and whether to start again.
+    """
     this = next(one for one in read_attempts(folder.attempts) if one.number == attempt)
-    verdict = attempt_verdict(folder, attempt)
-    config = _config(folder)
-    result = outcome(folder, attempt, config.nodes or 1, time.time() - this.began, verdict)
+    seconds = time.time() - this.began
+    if srun_code != 0 and not any(folder.ends_of(attempt).glob("node*")):
+        result = LaunchResult(1, _nothing_began(srun_code), seconds)
+    else:
+        result = outcome(folder, attempt, _config(folder).nodes or 1, seconds, attempt_verdict(folder, attempt))
     code = tell_end(folder, folder.path, result, this)
     _write_results(folder)
-    superseded = Fence(folder.attempts, attempt).newer() is not None
-    if code == 1 and verdict is not None and verdict.transient and not superseded:
+    if Fence(folder.attempts, attempt).newer() is not None:
+        return code, False
+    if code == 1 and result.verdict is not None and result.verdict.transient:
         say("this may not happen again: the job is requeued")
-        return STOPPED
-    return code
+        return code, True
+    return code, code == STOPPED and not stopped_by_hand(folder.ends_of(attempt))
+
+
+def _nothing_began(srun_code: int) -> Verdict:
+    return Verdict(
+        None,
+        None,
+        f"srun ended with code {srun_code} before any node began",
+        kind=Kind.NEVER_STARTED,
+        advice="the lines above say why, in the words of srun or of what --slurm.prefix names (a container's image); "
+        "see --slurm.srun, too",
+        who="the job",
+    )
 
 
 def _write_results(folder: RunFolder) -> None:
@@ -96,7 +123,7 @@ def _write_results(folder: RunFolder) -> None:
     sweep = folder.path.parent
     if is_sweep(sweep):
         with contextlib.suppress(OSError):
-            write_text(sweep / "results.md", sweep_table(sweep, time.time(), lambda _: ()).as_markdown() + "\n")
+            write_text(sweep / "results.md", sweep_table(sweep, time.time()).as_markdown() + "\n")
 
 
 def _check_progress(folder: RunFolder, attempts: Sequence[Attempt], step: int, allocation: Allocation) -> None:
@@ -108,7 +135,7 @@ def _check_progress(folder: RunFolder, attempts: Sequence[Attempt], step: int, a
     allowed = read_job_file(folder).stalled_restarts
     stalled = 0
     for one in reversed(attempts):
-        if one.resumed_step != step or _job_of(folder, one.number) != allocation.job_id:
+        if one.resumed_step != step or _job_of(folder, one.number) != allocation.own_id:
             break
         stalled += 1
     if stalled <= allowed:
@@ -143,6 +170,8 @@ def _allocation(environment: Mapping[str, str]) -> Allocation:
 def main(argv: Sequence[str]) -> int:
     """Run one of the steps; the exit code."""
     name, folder = argv[0], RunFolder(Path(argv[1]))
+    if name != "node":  # Slurm's SIGTERM reaches every process of a job; these two are done in a moment
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         if name == "begin":
             with contextlib.redirect_stdout(sys.stderr):
@@ -152,7 +181,11 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if name == "node":
             return node(folder, int(argv[2]), os.environ)
-        return end(folder, int(argv[2]), os.environ)
+        with contextlib.redirect_stdout(sys.stderr):
+            code, again = end(folder, int(argv[2]), int(argv[3]))
+        if again:
+            print("requeue")
+        return code
     except FlashLaunchError as error:
         say(f"error: {error} ({socket.gethostname()})", error=True)
         return 1 if isinstance(error, LaunchError) else 2

@@ -6,22 +6,21 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flash_launch.checkpoint.attempts import Attempt, Fence, begin
 from flash_launch.checkpoint.manifest import Manifest
 from flash_launch.checkpoint.store import Store
-from flash_launch.cluster.allocation import find_allocation
+from flash_launch.cluster.allocation import Allocation, find_allocation
+from flash_launch.cluster.client import count_gpus
 from flash_launch.cluster.job_file import note_job
 from flash_launch.config import RunConfig
 from flash_launch.console import say, usage
 from flash_launch.continuation import check_can_go_on, continued, find, trim_metrics
-from flash_launch.errors import ConfigError, FencedError
-from flash_launch.executors.allocation import run_in_allocation
-from flash_launch.executors.host_check import place_on_hosts
+from flash_launch.errors import ConfigError, FencedError, FlashLaunchError
 from flash_launch.executors.hosts import choose_hosts
 from flash_launch.executors.local import LaunchResult, run_local
-from flash_launch.executors.ssh import run_ssh
 from flash_launch.machine import Placement, place, place_in_allocation, visible_gpus
 from flash_launch.option_parser import parse_run_options
 from flash_launch.preparation import PREFLIGHT, Preparation, prepare
@@ -50,13 +49,15 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
     check_login(config.wandb, os.environ)
     config, hosts = choose_hosts(config, argv)
     if hosts:
+        from flash_launch.executors.host_check import place_on_hosts  # not imported where ranks run here
+
         say(f"looking at {', '.join(map(str, hosts))}")
         path = path or (Path(config.output_dir) if config.output_dir is not None else default_path(config.strategy))
         placement, notes = place_on_hosts(config, hosts, path)
         for note in notes:
             say(note)
     elif (allocation := find_allocation(os.environ)) is not None:
-        placement = place_in_allocation(config, allocation)
+        placement = place_in_allocation(config, _with_gpus(allocation, config))
     else:
         placement = place(config, () if config.accelerator == "cpu" else visible_gpus())
     resolved = config.replace(
@@ -66,6 +67,21 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
         setup=config.setup_name,
     )
     return resolved, placement
+
+
+def _with_gpus(allocation: Allocation, config: RunConfig) -> Allocation:
+    """The allocation with its GPUs, of which salloc's shell knows nothing."""
+    if allocation.gpus_per_node is not None or config.accelerator == "cpu":
+        return allocation
+    if config.accelerator == "cuda" and config.procs_per_node is not None:
+        return replace(allocation, gpus_per_node=config.procs_per_node)
+    try:
+        return replace(allocation, gpus_per_node=count_gpus(allocation.job_id))
+    except FlashLaunchError as error:
+        raise ConfigError(
+            f"how many GPUs job {allocation.job_id} has cannot be told ({error}): give --accelerator cpu, or "
+            "--accelerator cuda with --procs-per-node"
+        ) from error
 
 
 def prepared(config: RunConfig, checkpoint: Path | None = None) -> Preparation:
@@ -181,6 +197,8 @@ def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attem
     # what rank 0 writes to is a log; only here is it known whether a person watches
     environment = {**os.environ, "FLASH_LAUNCH_WATCHED": str(int(sys.stdout.isatty()))}
     if placement.hosts:
+        from flash_launch.executors.ssh import run_ssh
+
         return run_ssh(
             folder,
             placement.hosts,
@@ -192,6 +210,8 @@ def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attem
             stop_seconds=config.timeout,
         )
     if placement.allocation is not None:
+        from flash_launch.executors.allocation import run_in_allocation
+
         note_job(folder, attempt.number, placement.allocation)
         return run_in_allocation(
             folder,
@@ -238,9 +258,15 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence)
         say(f"stopped after {result.seconds:.1f} s at step {summary.get('steps')}: {told}")
         say(f"run folder: {path}{_how_to_go_on(folder, path)}")
         return STOPPED if saved else 128 + signal.SIGTERM
+    if summary.get("status") != "finished":
+        why = "all ranks ended with exit code 0 before the run had finished, and nobody told why: see the logs"
+        with contextlib.suppress(OSError):
+            write_json(folder.summary_json, {**summary, "status": "failed", "verdict": why})
+        say(f"failed after {result.seconds:.1f} s: {why}", error=True)
+        return 1
     metrics = summary.get("metrics")
     values = [f"{name} {value:.4g}" for name, value in metrics.items()] if isinstance(metrics, dict) else []
-    say(f"{summary.get('status', 'finished')} in {result.seconds:.1f} s{': ' * bool(values)}{', '.join(values)}")
+    say(f"finished in {result.seconds:.1f} s{': ' * bool(values)}{', '.join(values)}")
     say(f"run folder: {path}{', weights: ' + folder.weights.name if folder.weights.exists() else ''}")
     return 0
 

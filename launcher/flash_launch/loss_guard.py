@@ -57,6 +57,14 @@ class LossGuard(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at all that are left: here ranks wait anyway."""
+        self.catch_up(trainer)
+
+    def catch_up(self, trainer: pl.Trainer) -> None:
+        """Look at all losses up to now, and wait for those still on their way.
+
+        Raises:
+            NonFiniteLossError: one is no number: what came of it must not be saved.
+        """
         self._look(trainer, wait=True)
 
     def _look(self, trainer: pl.Trainer, *, wait: bool = False) -> None:

@@ -71,6 +71,10 @@ def main(argv: Sequence[str]) -> None:
             text = "" if isinstance(end.code, int) else str(end.code)
             _tell("failure", error=text, user_fault=bool(text), exit_code=end.code if not text else 1)
             raise
+        if "RANK" in os.environ:  # a worker that has done its work returns
+            note_failure(end)
+            _print_failure(end)
+            raise SystemExit(1) from None
     except BaseException as error:
         note_failure(error)
         _print_failure(error)
@@ -138,10 +142,27 @@ def _begin_rank() -> None:
     signal.signal(signal.SIGUSR1, note_stop)  # before its pid is told, at which the signal is sent
     if "SLURM_JOB_ID" in os.environ:  # Slurm sends its SIGTERM to every process of a job
         signal.signal(signal.SIGTERM, note_stop)
+        os.register_at_fork(after_in_child=_heed_only_parent)
     telling.keep_spare()
     begin = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "log_start": log_start()}
     telling.write(telling.own_path("begin"), {**begin, "oom_kills": oom_evidence.own_counts()})
     telling.write(telling.own_path("pid"), os.getpid())
+
+
+def _heed_only_parent() -> None:
+    """In a data worker: end by its rank's SIGTERM, as torch has it, and not by Slurm's, of which torch's handler dies.
+
+    It would take its rank with it, which is to save.
+    """
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="SIGTERM", daemon=True).start()
 
 
 def _tell(kind: str, **facts: object) -> None:

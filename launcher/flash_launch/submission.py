@@ -1,5 +1,6 @@
 """Submits runs to Slurm: checked here, written to their folders, and refused if the cluster will never run them."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -11,15 +12,15 @@ from pathlib import Path
 
 from flash_launch.checkpoint.attempts import read_attempts
 from flash_launch.checkpoint.store import Store
-from flash_launch.cluster.client import Job, cancel, show_jobs, submit
-from flash_launch.cluster.job_file import JobFile, Submitted, read_job_file, write_job_file
+from flash_launch.cluster.client import Job, cancel, count_nodes, show_jobs, submit
+from flash_launch.cluster.job_file import JobFile, Submitted, job_path, read_job_file, write_job_file
 from flash_launch.cluster.options import SlurmOptions
 from flash_launch.cluster.reasons import Reason, explain
 from flash_launch.cluster.script import JobScript, render
 from flash_launch.config import RunConfig
 from flash_launch.console import say
 from flash_launch.continuation import continued, find
-from flash_launch.errors import ConfigError, SlurmError
+from flash_launch.errors import ConfigError, FlashLaunchError, SlurmError
 from flash_launch.launching import prepared, write_plan
 from flash_launch.machine import place_on_cluster
 from flash_launch.option_parser import option_names, parse_run_options
@@ -101,47 +102,105 @@ def prepare_submission(argv: Sequence[str], options: SlurmOptions, usage: str) -
 
 
 def send(submission: Submission) -> str:
-    """Write the folders and submit the script; the job's number. What Slurm refuses leaves nothing behind.
+    """Write the folders and submit the script; the job's number. What Slurm refuses leaves everything as it was.
 
     Raises:
         SlurmError: Slurm says no, or would never start it. SlurmUnavailable: no answer.
     """
-    path, options = submission.path, submission.options
-    before = read_job_file(RunFolder(path.absolute())) if submission.goes_on else JobFile()
-    made = _first_missing(path)
-    top = RunFolder(path.absolute()) if submission.goes_on else create(path)
+    written = _Written(submission)
     try:
-        for folder, config, preparation in zip(
-            submission.folders, submission.configs, submission.preparations, strict=True
-        ):
-            folder.logs.mkdir(parents=True, exist_ok=True)
-            write_plan(folder, config, preparation)
-            write_job_file(folder, JobFile(before.jobs, options.stalled_restarts, asdict(options)))
-        if submission.tasks:
-            write_sweep(top.path, options.name or path.name, submission.tasks)
-        write_text(top.path / _SCRIPT, submission.script)
+        top = _write(submission)
         job_id = submit(str(top.path / _SCRIPT), note=say)
-        jobs = (*before.jobs, Submitted(job_id, time.time()))
-        write_job_file(top, JobFile(jobs, options.stalled_restarts, asdict(options)))
-        for task in submission.tasks:
-            own = (Submitted(f"{job_id}_{task.index}", time.time()),)
-            run = RunFolder(top.path / task.folder)
-            write_job_file(run, JobFile(own, options.stalled_restarts, asdict(options)))
-        _refuse_if_impossible(job_id)
     except BaseException:
-        if submission.goes_on:
-            write_job_file(top, before)
-        elif made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        written.undo()
         raise
+    try:
+        _note_job(submission, top, job_id)
+        never = _never(job_id, submission)
+    except BaseException:
+        _withdraw(job_id, "it was submitted, and then something went wrong here")
+        written.undo()
+        raise
+    if never is not None:
+        _withdraw(job_id, f"the cluster can never run it ({never.name}): {never.words}")
+        written.undo()
+        raise SlurmError(f"the cluster can never run this job ({never.name}): {never.words}; it was removed")
     return job_id
+
+
+class _Written:
+    """What a submission writes, to be undone: the run folder is its own, others' folders beside it are not."""
+
+    def __init__(self, submission: Submission) -> None:
+        top = submission.path.absolute()
+        self._top, self._goes_on, self._existed = top, submission.goes_on, top.exists()
+        self._parents = [folder for folder in top.parents if not folder.exists()]
+        names = (RunFolder(top).config_yaml, RunFolder(top).plan_json, job_path(RunFolder(top)), top / _SCRIPT)
+        self._before = {file: file.read_bytes() if file.exists() else None for file in names}
+
+    def undo(self) -> None:
+        """Put everything back."""
+        if self._goes_on:
+            for file, data in self._before.items():
+                if data is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    file.write_bytes(data)
+            return
+        shutil.rmtree(self._top, ignore_errors=True)
+        if self._existed:  # it was empty
+            self._top.mkdir()
+        for folder in self._parents:
+            with contextlib.suppress(OSError):  # somebody else has begun to use it
+                folder.rmdir()
+
+
+def _write(submission: Submission) -> RunFolder:
+    """Write all that the job reads."""
+    path, options = submission.path, submission.options
+    top = RunFolder(path.absolute()) if submission.goes_on else create(path)
+    for folder, config, preparation in zip(
+        submission.folders, submission.configs, submission.preparations, strict=True
+    ):
+        folder.logs.mkdir(parents=True, exist_ok=True)
+        write_plan(folder, config, preparation)
+        before = read_job_file(folder).jobs
+        write_job_file(folder, JobFile(before, options.stalled_restarts, asdict(options)))
+    if submission.tasks:
+        write_sweep(top.path, options.name or path.name, submission.tasks)
+    write_text(top.path / _SCRIPT, submission.script)
+    return top
+
+
+def _note_job(submission: Submission, top: RunFolder, job_id: str) -> None:
+    """Write which job it is."""
+    options, now = submission.options, time.time()
+    jobs = (*read_job_file(top).jobs, Submitted(job_id, now))
+    write_job_file(top, JobFile(jobs, options.stalled_restarts, asdict(options)))
+    for task in submission.tasks:
+        own = (Submitted(f"{job_id}_{task.index}", now),)
+        write_job_file(RunFolder(top.path / task.folder), JobFile(own, options.stalled_restarts, asdict(options)))
+
+
+def _withdraw(job_id: str, why: str) -> None:
+    """Remove a job that must not run.
+
+    Raises:
+        SlurmError: it could not be removed, so its folder stays.
+    """
+    try:
+        cancel(job_id)
+    except FlashLaunchError as error:
+        raise SlurmError(f"job {job_id}: {why}; and it could not be removed ({error}): scancel {job_id}") from error
 
 
 def _config(argv: Sequence[str], values: dict[str, str], options: SlurmOptions, usage: str) -> RunConfig:
     config = parse_run_options([*argv, *option_arguments(values)], usage)
     config.check()
-    if config.hosts is not None or config.hostfile is not None:
+    given = {word.partition("=")[0] for word in argv} & {"--hosts", "--hostfile"}
+    if given and (config.hosts or config.hostfile):
         raise ConfigError("--hosts and --hostfile are for ssh; Slurm finds the nodes of a job: leave them out")
+    config = config.replace(hosts=None, hostfile=None)  # of a file, as of a run that was started by ssh
     placement = place_on_cluster(config, options.gpus_per_node)
     return config.replace(
         nodes=placement.nodes,
@@ -178,38 +237,36 @@ def _continued(folder: RunFolder, config: RunConfig) -> tuple[list[RunConfig], l
     return [config], [prepared(config, at)]
 
 
-def _refuse_if_impossible(job_id: str) -> None:
-    """Look for a moment whether the job can ever start; cancel it if not.
-
-    Raises:
-        SlurmError: it cannot.
-    """
+def _never(job_id: str, submission: Submission) -> Reason | None:
+    """Look for a moment whether the job can ever start; the reason why not."""
     end = time.monotonic() + _LOOK_SECONDS
     never: Reason | None = None
     while time.monotonic() < end and (never is None or never.name in _VAGUE):
-        jobs = show_jobs(job_id, retry_seconds=0)
-        reasons = [explain(job.reason) for job in jobs if job.state in ("PENDING", "CANCELLED")]
-        never = next((reason for reason in reasons if reason.never), None)
+        try:
+            jobs = show_jobs(job_id, retry_seconds=0)
+        except FlashLaunchError:  # it is submitted; what becomes of it, status tells
+            return None
+        waiting = [job for job in jobs if job.state in ("PENDING", "CANCELLED")]
+        never = next((reason for job in waiting if (reason := explain(job.reason)).never), None)
+        if never is not None and never.name == "PartitionNodeLimit" and _would_fit(waiting[0], submission):
+            return None
         if jobs and never is None and all(_settled(job) for job in jobs):
-            return
+            return None
         time.sleep(0.3)
-    if never is not None:
-        cancel(job_id)
-        raise SlurmError(f"the cluster can never run this job ({never.name}): {never.words}; it was removed")
+    return never
+
+
+def _would_fit(job: Job, submission: Submission) -> bool:
+    """Whether the partition is big enough, and only some of its nodes are down: Slurm has one word for both."""
+    try:
+        limits = [count_nodes(name) for name in job.partition.split(",") if name]
+    except FlashLaunchError:
+        return True
+    return any(limit is not None and (submission.configs[0].nodes or 1) <= limit for limit in limits)
 
 
 def _settled(job: Job) -> bool:
     return job.state != "PENDING" or job.reason not in ("None", "Dependency", "BeginTime")
-
-
-def _first_missing(path: Path) -> Path | None:
-    """The topmost folder that has to be made for a path; None if it is there."""
-    missing = None
-    for folder in (path.absolute(), *path.absolute().parents):
-        if folder.exists():
-            break
-        missing = folder
-    return missing
 
 
 def how_to_follow(path: Path) -> str:

@@ -26,6 +26,8 @@ __all__ = [
     "keep_spare",
     "own_path",
     "read",
+    "stopped_by_hand",
+    "tell_stop_by_hand",
     "write",
 ]
 
@@ -35,6 +37,7 @@ NODE = "FLASH_LAUNCH_NODE"
 ENDS = "FLASH_LAUNCH_ENDS"
 STACK_SIGNAL = signal.SIGUSR2
 """Makes a rank write the Python stacks of all its threads to its .stack file, wherever it hangs."""
+_BY_HAND = "stopped_by_hand.json"
 _SPARE_BYTES = 4096
 _STACK_SECONDS = 0.2
 
@@ -80,6 +83,16 @@ def keep_spare() -> None:
     """Keep a block of the disk for this process's last words, which may be that the disk is full."""
     with contextlib.suppress(OSError):
         own_path("spare").write_bytes(b" " * _SPARE_BYTES)
+
+
+def tell_stop_by_hand(by: str) -> None:
+    """Note that a person asked this attempt to stop, so that nothing starts it again by itself."""
+    write(Path(os.environ[ENDS]) / _BY_HAND, {"by": by, "time": time.time()})
+
+
+def stopped_by_hand(ends: Path) -> bool:
+    """Whether a person asked an attempt to stop, by what it left in this folder."""
+    return (ends / _BY_HAND).exists()
 
 
 def ask_for_stacks(ends: Path, node: int | str) -> None:

@@ -95,7 +95,8 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
         config.accumulate,
         config.timeout,
     )
-    saver = Saver(folder, attempt, finetuning, options)
+    guard = LossGuard(finetuning)
+    saver = Saver(folder, attempt, finetuning, options, before=guard.catch_up)
     resumer: list[pl.Callback] = []
     epochs = config.max_epochs
     if attempt.resumed_from is not None:
@@ -118,7 +119,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
         precision=_PRECISION[config.precision],  # type: ignore[arg-type]
         callbacks=[
             ProgressCallback(),
-            LossGuard(finetuning),
+            guard,
             EpochStart(saver),
             finetuning,
             _ReseedPerRank(config.seed),

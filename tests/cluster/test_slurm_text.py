@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flash_launch.cluster.allocation import Allocation, find_allocation
-from flash_launch.cluster.client import call, show_jobs
+from flash_launch.cluster.client import call, count_gpus, count_nodes, show_jobs, submit
 from flash_launch.cluster.hostlist import expand
 from flash_launch.cluster.options import SlurmOptions, parse_slurm_options
 from flash_launch.cluster.reasons import explain
 from flash_launch.cluster.script import JobScript, render
+from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError, SlurmError, SlurmUnavailable
+from flash_launch.executors.allocation import srun_argv, srun_environment
+from flash_launch.preparation import Preparation
+from flash_launch.submission import Submission, send
 from flash_launch.sweep import combinations, sweep_tasks
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -86,6 +91,12 @@ def test_nothing_is_expanded_before_the_node() -> None:
     assert out.splitlines() == [AWKWARD.directory, *AWKWARD.runs, *prefix, AWKWARD.python, AWKWARD.name]
 
 
+def test_marks_of_the_template_in_values_stay() -> None:
+    directory, setup = "/home/@run@/@setup@", ("echo @python@ @sbatch@",)
+    script = render(replace(PLAIN, directory=directory, options=SlurmOptions(setup=setup)))
+    assert "cd -- /home/@run@/@setup@ || exit\necho @python@ @sbatch@\npython=(" in script
+
+
 @pytest.mark.parametrize(
     ("text", "hosts"),
     [
@@ -120,7 +131,7 @@ def test_reasons_in_plain_words() -> None:
 def test_options_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
-        "nodes: 4\nslurm:\n  partition: gpu\n  gpus-per-node: 8\n  time: 60\n"
+        "nodes: 4\nslurm:\n  partition: gpu\n  gpus-per-node: 8\n  time: 4:00:00\n"
         "  setup: [module load cuda, ulimit -l unlimited]\n"
     )
     argv = ["--config", str(file), "--slurm.partition=big", "--lr", "0.1", "--slurm.extra", "--exclusive"]
@@ -128,7 +139,7 @@ def test_options_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     assert options == SlurmOptions(
         partition="big",
         gpus_per_node=8,
-        time="60",
+        time="4:00:00",  # YAML 1.1 would have it be 14400, which are ten days
         setup=("module load cuda", "ulimit -l unlimited"),
         extra=("--exclusive", "--nice=7"),
     )
@@ -150,6 +161,9 @@ def test_options_from_a_file_and_the_command_line(tmp_path: Path) -> None:
         (["--slurm.array", "seed"], "--slurm.array was given seed: it must be an option and its values"),
         (["--slurm.array-limit", "2"], "--slurm.array-limit belongs to --slurm.array, which was not given"),
         (["--slurm.warning", "70000"], "Slurm takes up to 65535 seconds"),
+        (["--slurm.time", "2"], "--slurm.time 2 leaves no time to train: the run is asked to save 120 s before"),
+        (["--slurm.time", "1:30:00", "--slurm.warning", "5400"], "leaves no time to train"),
+        (["--slurm.extra", "--clusters=b"], "set SLURM_CLUSTERS instead"),
     ],
 )
 def test_wrong_options(argv: list[str], message: str) -> None:
@@ -181,10 +195,27 @@ def test_the_allocation() -> None:
         "SLURM_ARRAY_TASK_ID": "3",
     }
     found = find_allocation(environment)
-    assert found == Allocation("1234", ("gpu1", "gpu2"), 4, 64, 2, "1230", 3)
+    assert found == Allocation("1234", ("gpu1", "gpu2"), 4, 2, "1230", 3)
+    assert found.own_id == "1230_3"
     assert found.port(1) == 12000 + 1234 + 997
     assert found.port(1) != found.port(2)
     assert find_allocation({}) is None
+    batch = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1"}
+    assert find_allocation(batch) == Allocation("7", ("n1",), 0)
+    del batch["SLURMD_NODENAME"]
+    salloc = find_allocation(batch)
+    assert salloc is not None
+    assert (salloc.gpus_per_node, salloc.own_id) == (None, "7")
+
+
+def test_srun_takes_no_options_of_other_steps() -> None:
+    """Of `srun --pty bash`, of a script's own tasks, or of sbatch --export=NONE."""
+    argv = srun_argv(Allocation("7", ("n1", "n2"), 8))
+    assert {"--nodes=2", "--ntasks-per-node=1", "--nodelist=n1,n2", "--cpu-bind=none", "--export=ALL"} <= set(argv)
+    assert not [word for word in argv if word.startswith("--cpus-per-task")]  # it would take the other CPUs away
+    variables = {"SLURM_CPU_BIND_LIST": "0x1", "SLURM_GPUS_PER_TASK": "1", "SLURM_EXPORT_ENV": "NONE"}
+    kept = {"SLURM_JOB_ID": "7", "PATH": "/bin"}
+    assert srun_environment({**variables, **kept}) == kept
 
 
 def command(folder: Path, name: str, script: str) -> None:
@@ -209,11 +240,95 @@ def test_the_controller_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monke
         show_jobs("7", retry_seconds=0)
     command(tmp_path, "scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert show_jobs("7") == []
+    command(tmp_path, "sbatch", "echo x >> asked; echo 'sbatch: error: Socket timed out on send/recv' >&2; exit 1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SlurmUnavailable, match="may have done it all the same: look at `squeue --me`"):
+        submit("job.sh")
+    assert (tmp_path / "asked").read_text() == "x\n"  # once: a second job would train beside the first
     command(tmp_path, "sbatch", "echo 'sbatch: error: no more' >&2; exit 1")
     with pytest.raises(SlurmError, match=r"^no more$"):
         call(["sbatch"])
     with pytest.raises(SlurmError, match="run this on a login node"):
         call(["sbatch_that_is_not_there"])
+
+
+def test_what_slurm_is_asked_about_gpus_and_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for record, count in (
+        ("JobId=7 NumNodes=2 TRES=cpu=2,mem=1G,node=2 TresPerNode=gres:gpu:a100:4", 4),
+        ("JobId=7 NumNodes=2 TresPerNode=gres/gpu:8", 8),
+        ("JobId=7 NumNodes=2 AllocTRES=cpu=2,gres/gpu=6,gres/gpu:a100=6 TresPerNode=", 3),
+        ("JobId=7 NumNodes=2 TRES=cpu=2", 0),
+    ):
+        command(tmp_path, "scontrol", f"echo '{record}'")
+        assert count_gpus("7") == count
+    command(tmp_path, "scontrol", "echo 'PartitionName=p MaxNodes=UNLIMITED TotalCPUs=8 TotalNodes=2'")
+    assert count_nodes("p") == 2
+
+
+SBATCH = "mkdir -p runs/other; touch runs/other/mine; "
+
+
+@pytest.fixture
+def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A login node whose Slurm is made of scripts, and a run that is ready to be submitted."""
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    command(tmp_path / "bin", "sbatch", f"{SBATCH} echo 7")
+    command(tmp_path / "bin", "scontrol", "echo 'JobId=7 JobState=RUNNING Reason=None'")
+    command(tmp_path / "bin", "scancel", "echo $1 >> cancelled")
+    return tmp_path
+
+
+def submission(path: str, *, goes_on: bool = False, nodes: int = 1) -> Submission:
+    config = RunConfig.from_values({}).replace(nodes=nodes, procs_per_node=1, output_dir=path)
+    preparation = Preparation({"phases": []}, ())
+    return Submission(Path(path), (config,), (preparation,), (), "#!/bin/bash\n", SlurmOptions(), goes_on)
+
+
+def test_a_refused_submission_takes_only_its_own_away(login: Path) -> None:
+    command(login / "bin", "sbatch", f"{SBATCH} echo 'sbatch: error: no' >&2; exit 1")
+    with pytest.raises(SlurmError, match="no"):
+        send(submission("runs/a"))
+    assert sorted(path.name for path in (login / "runs").iterdir()) == ["other"]  # made meanwhile, by somebody else
+    (login / "empty").mkdir()
+    with pytest.raises(SlurmError, match="no"):
+        send(submission("empty"))
+    assert list((login / "empty").iterdir()) == []
+    assert not (login / "cancelled").exists()
+
+
+def test_a_refused_submission_of_a_run_leaves_it_as_it_was(login: Path) -> None:
+    send(submission("runs/a"))
+    before = {path: path.read_bytes() for path in (login / "runs/a").iterdir() if path.is_file()}
+    command(login / "bin", "scontrol", "echo 'JobId=7 JobState=PENDING Reason=PartitionTimeLimit'")
+    with pytest.raises(SlurmError, match="can never run this job"):
+        send(submission("runs/a", goes_on=True, nodes=9))
+    assert {path: path.read_bytes() for path in (login / "runs/a").iterdir() if path.is_file()} == before
+    assert (login / "cancelled").read_text() == "7\n"
+
+
+def test_a_job_that_was_submitted_keeps_its_folder(login: Path) -> None:
+    """The controller goes away in the wrong moment."""
+    away = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    command(login / "bin", "scontrol", away)
+    assert send(submission("runs/a")) == "7"
+    assert (login / "runs/a/job.sh").exists()
+    command(login / "bin", "scontrol", "echo 'JobId=7 JobState=PENDING Reason=PartitionTimeLimit'")
+    command(login / "bin", "scancel", "echo 'scancel: error: no' >&2; exit 1")
+    with pytest.raises(SlurmError, match=r"it could not be removed .*: scancel 7"):
+        send(submission("runs/b"))
+    assert (login / "runs/b/job.sh").exists()
+
+
+def test_nodes_that_are_down_are_waited_for(login: Path) -> None:
+    job = "JobId=7 JobState=PENDING Reason=PartitionNodeLimit Partition=main"
+    partition = "PartitionName=main MaxNodes=UNLIMITED TotalNodes=2"
+    command(login / "bin", "scontrol", f'[ "$2" = job ] && echo "{job}" || echo "{partition}"')
+    assert send(submission("runs/a", nodes=2)) == "7"
+    with pytest.raises(SlurmError, match="PartitionNodeLimit"):
+        send(submission("runs/b", nodes=3))
 
 
 if __name__ == "__main__":

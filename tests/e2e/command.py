@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -86,6 +87,17 @@ def marked(mark: str) -> tuple[str, ...]:
                 found.append(" ".join(process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
+    return tuple(found)
+
+
+def working_in(folder: Path) -> tuple[str, ...]:
+    """Command lines of the processes below this one that work in a folder."""
+    found: list[str] = []
+    for process in psutil.Process().children(recursive=True):
+        # others may end meanwhile, or be dead and not waited for, as in the containers of a test cluster
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if Path(process.cwd()) == folder:
+                found.append(" ".join(process.cmdline()))
     return tuple(found)
 
 

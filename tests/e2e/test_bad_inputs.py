@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 from bad_inputs import AT_ONCE, MILESTONES, PREFLIGHT, Row, write
-from command import Answer, files, flash_launch
+from command import Answer, files, flash_launch, working_in
 
 from flash_launch.cli import main
 from flash_launch.config import RunConfig
@@ -103,7 +102,7 @@ def test_the_preflight_answers(row: Row, here: Path, capsys: pytest.CaptureFixtu
     check_message(row, capsys.readouterr().err, here)
     assert code == 2
     assert files(here) == before
-    assert [child for child in psutil.Process().children(recursive=True) if Path(child.cwd()) == here] == []
+    assert working_in(here) == ()
 
 
 def test_the_table_covers_all_kinds_of_bad_input() -> None:

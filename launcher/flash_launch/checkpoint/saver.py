@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -76,7 +76,13 @@ class Saver(pl.Callback):
     """Saves at optimizer-step boundaries. It stands behind all other callbacks; `at_epoch_start` stands before them."""
 
     def __init__(
-        self, folder: RunFolder, attempt: Attempt, finetuning: FinetuningCallback, options: SaverOptions
+        self,
+        folder: RunFolder,
+        attempt: Attempt,
+        finetuning: FinetuningCallback,
+        options: SaverOptions,
+        *,
+        before: Callable[[pl.Trainer], None] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -85,7 +91,9 @@ class Saver(pl.Callback):
             attempt: this attempt of the run.
             finetuning: makes the transitions.
             options: when and how.
+            before: called before each save; raises if what is there now must not be saved.
         """
+        self._before = before
         self.metrics: dict[str, float] = {}
         self.history: list[PhaseMark] = []
         self._folder, self._attempt, self._finetuning, self._options = folder, attempt, finetuning, options
@@ -227,6 +235,7 @@ class Saver(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, position: Position, *, last: bool = False) -> None:
         began = time.perf_counter()
+        self._before(trainer)
         self._finish_pending(trainer)
         self._tried_step, self._tried_at = position.step, time.monotonic()
         job = self._job(trainer, position)

@@ -20,10 +20,8 @@ class Allocation:
     """The job; of a task of an array, its own."""
     nodes: tuple[str, ...]
     """Names, in Slurm's order: node 0 is the first."""
-    gpus_per_node: int
-    """GPUs on each; 0: none were asked for."""
-    cpus_per_node: int
-    """CPUs on each."""
+    gpus_per_node: int | None
+    """GPUs on each; 0: none were asked for; None: the environment does not tell, as in salloc's own shell."""
     restarts: int = 0
     """How often the job was requeued."""
     array_job: str | None = None
@@ -32,6 +30,11 @@ class Allocation:
     """This task's number in it."""
     tasks_of_step: int = 0
     """How many tasks the step has that this process is in; 0: it is in none."""
+
+    @property
+    def own_id(self) -> str:
+        """The job as Slurm's commands take it for this one alone: one task of an array has the number of them all."""
+        return f"{self.array_job}_{self.array_task}" if self.array_job and self.array_task is not None else self.job_id
 
     def port(self, attempt: int) -> int:
         """Where the ranks meet: another one for each job, and for each attempt, whose forerunner may still listen."""
@@ -46,11 +49,11 @@ def find_allocation(environment: Mapping[str, str]) -> Allocation | None:
         return None
     task = environment.get("SLURM_ARRAY_TASK_ID", "")
     gpus = environment.get("SLURM_GPUS_ON_NODE") or environment.get("SLURM_GPUS_PER_NODE", "")
+    on_node = "SLURMD_NODENAME" in environment  # Slurm has started this process there, and told it of its GPUs
     return Allocation(
         job_id,
         tuple(expand(nodes)),
-        _count(gpus.rpartition(":")[2]),
-        _count(environment.get("SLURM_CPUS_ON_NODE", "")) or 1,
+        _count(gpus.rpartition(":")[2]) if gpus or on_node else None,
         _count(environment.get("SLURM_RESTART_COUNT", "")),
         environment.get("SLURM_ARRAY_JOB_ID"),
         int(task) if task.isdigit() else None,

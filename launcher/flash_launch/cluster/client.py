@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 from flash_launch.errors import SlurmError, SlurmUnavailable
 
-__all__ = ["Job", "call", "cancel", "show_jobs", "submit"]
+__all__ = ["Job", "call", "cancel", "count_gpus", "count_nodes", "show_jobs", "submit"]
 
 RETRY_SECONDS = 30.0
 """How long a command is tried again while the controller does not answer."""
 _PAUSE_SECONDS = 3.0
 _CALL_SECONDS = 60.0
 _AWAY = re.compile(
-    r"unable to contact slurm controller|connect failure|socket timed out|communications? connection failure"
-    r"|slurm backup controller in standby|zero bytes were transmitted|transport endpoint|connection refused",
+    r"unable to contact slurm controller|connect failure|communications? connection failure"
+    r"|slurm backup controller in standby|connection refused",
     re.IGNORECASE,
 )
+_CUT_OFF = re.compile(r"socket timed out|zero bytes were transmitted|transport endpoint", re.IGNORECASE)
+"""No answer, which does not say that nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Job:
     """D-HH:MM:SS."""
     restarts: int
     """How often it was requeued."""
+    partition: str = ""
+    """Partition, or several with commas while it pends."""
     array_job: str | None = None
     """The job of the whole array."""
     array_task: str | None = None
@@ -58,12 +62,16 @@ def submit(script: str, *, retry_seconds: float = RETRY_SECONDS, note: Callable[
     """Submit a batch script; the job's number.
 
     Raises:
-        SlurmError: sbatch says no. SlurmUnavailable: see `call`.
+        SlurmError: sbatch says no. SlurmUnavailable: see `call`; or it gave no answer, and may have taken the script.
     """
-    # What an allocation around this command has set must not decide for another job.
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-    keep |= {key: value for key, value in os.environ.items() if key in ("SLURM_CONF", "SLURM_JWT")}
-    out = call(["sbatch", "--parsable", script], retry_seconds=retry_seconds, note=note, environment=keep)
+    # What an allocation around this command has set must not decide for another job; SBATCH_* is the user's own.
+    keep = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SLURM_", "SRUN_")) or key in ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")
+    }
+    argv = ["sbatch", "--parsable", script]
+    out = call(argv, retry_seconds=retry_seconds, note=note, environment=keep, once=True)
     return out.strip().splitlines()[-1].partition(";")[0]
 
 
@@ -93,18 +101,45 @@ def show_jobs(
     return [_job(line) for line in out.splitlines() if line.startswith("JobId=")]
 
 
+def count_gpus(job_id: str) -> int:
+    """GPUs that a job has on each of its nodes.
+
+    Raises:
+        SlurmError, SlurmUnavailable: see `call`.
+    """
+    record = call(["scontrol", "show", "job", "-o", job_id])
+    if on_node := re.search(r"\bTresPerNode=\S*?gpu(?::[A-Za-z]\w*)?[:=](\d+)", record):
+        return int(on_node[1])
+    every = re.search(r"\b(?:Alloc)?TRES=\S*?gres/gpu=(\d+)", record)
+    nodes = re.search(r"\bNumNodes=(\d+)", record)
+    return int(every[1]) // max(1, int(nodes[1])) if every and nodes else 0
+
+
+def count_nodes(partition: str) -> int | None:
+    """How many nodes a job may have at most in a partition; None where that cannot be told.
+
+    Raises:
+        SlurmError, SlurmUnavailable: see `call`.
+    """
+    record = call(["scontrol", "show", "partition", "-o", partition], retry_seconds=0)
+    found = [int(number) for number in re.findall(r"\b(?:TotalNodes|MaxNodes)=(\d+)\b", record)]
+    return min(found, default=None)
+
+
 def call(
     argv: Sequence[str],
     *,
     retry_seconds: float = RETRY_SECONDS,
     note: Callable[[str], None] = lambda _: None,
     environment: dict[str, str] | None = None,
+    once: bool = False,
 ) -> str:
     """Run one of Slurm's commands; its standard output.
 
     Args:
         retry_seconds: how long it is tried again while the controller does not answer.
         note: is told, once, that this is so.
+        once: it must not be done twice, so it is not tried again where the controller may have done it.
 
     Raises:
         SlurmUnavailable: no answer. SlurmError: any other failure, or there is no such command here.
@@ -129,7 +164,12 @@ def call(
             done, said = None, f"no answer within {_CALL_SECONDS:.0f} s, socket timed out"
         if done is not None and done.returncode == 0:
             return done.stdout
-        if not _AWAY.search(said):
+        if once and _CUT_OFF.search(said):
+            raise SlurmUnavailable(
+                f"the Slurm controller gave no answer to {argv[0]} ({_without_prefix(said)}), and may have done it all "
+                "the same: look at `squeue --me` before you try again"
+            )
+        if not _AWAY.search(said) and not _CUT_OFF.search(said):
             raise SlurmError(_without_prefix(said) or f"{argv[0]} failed without a word")
         if time.monotonic() > end:
             raise SlurmUnavailable(
@@ -154,6 +194,7 @@ def _job(line: str) -> Job:
         found.get("TimeLimit", ""),
         found.get("RunTime", ""),
         int(found.get("Restarts", "0") or 0),
+        found.get("Partition", ""),
         found.get("ArrayJobId"),
         found.get("ArrayTaskId"),
     )

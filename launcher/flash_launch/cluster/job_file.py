@@ -53,7 +53,7 @@ def note_job(folder: RunFolder, attempt: int, allocation: Allocation) -> None:
     ends = folder.ends_of(attempt)
     ends.mkdir(parents=True, exist_ok=True)
     told = {
-        "job_id": allocation.job_id,
+        "job_id": allocation.own_id,
         "array_job": allocation.array_job,
         "array_task": allocation.array_task,
         "restart_count": allocation.restarts,

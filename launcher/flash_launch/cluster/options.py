@@ -14,6 +14,8 @@ __all__ = ["SlurmOptions", "describe_slurm_options", "parse_slurm_options"]
 
 _PREFIX = "--slurm."
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE")
+_LEAST_SECONDS = 60
+"""Slurm looks at limits twice a minute."""
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 
 
@@ -103,12 +105,37 @@ class SlurmOptions:
                 raise ConfigError(
                     f"--slurm.extra was given {line}: it must be an option of sbatch, such as --exclusive"
                 )
+            if re.match(r"(--clusters|-M)\b", line):
+                raise ConfigError(
+                    f"--slurm.extra was given {line}: set SLURM_CLUSTERS instead, which all of Slurm's commands read"
+                )
         for name, value in vars(self).items():
             one_line = [value] if isinstance(value, str) else value if isinstance(value, tuple) else []
             if any(not text.isprintable() for text in one_line):
                 raise ConfigError(f"{_option(name)} was given {value!r}: it must be one line of printable text")
+        seconds = _seconds(self.time) if self.time is not None else None
+        if seconds is not None and seconds < self.warning + _LEAST_SECONDS:
+            raise ConfigError(
+                f"--slurm.time {self.time} leaves no time to train: the run is asked to save {self.warning} s before "
+                "the limit (--slurm.warning); give a longer time, or a shorter warning"
+            )
         if self.array_limit is not None and not self.array:
             raise ConfigError("--slurm.array-limit belongs to --slurm.array, which was not given")
+
+
+def _seconds(time: str) -> int | None:
+    """A time limit; None for one that has no end."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")] if rest[:1].isdigit() else []
+    if not parts:
+        return None
+    if dash:  # D-HH, D-HH:MM, D-HH:MM:SS
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:  # M, M:SS
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 _OF_ONE_JOB = ("array", "array_limit", "dependency")

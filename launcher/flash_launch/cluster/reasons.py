@@ -18,8 +18,8 @@ class Reason:
 
 
 _NEVER = {
-    "PartitionNodeLimit": "it asks for more nodes than the partition has or allows: ask for fewer with --nodes, or for "
-    "another partition",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has or allows, or than are up: ask for fewer with "
+    "--nodes, or for another partition",
     "PartitionTimeLimit": "its time limit is longer than the partition allows: give a shorter --slurm.time, or another "
     "partition",
     "PartitionConfig": "the partition's configuration does not allow this job",

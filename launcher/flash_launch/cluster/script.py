@@ -44,12 +44,14 @@ def render(job: JobScript) -> str:
         "srun": "".join(f" {shlex.quote(option)}" for option in job.options.srun),
         "sweep": f"export FLASH_LAUNCH_ARRAY={shlex.quote(job.name)}" if sweep else "",
     }
-    text = template
-    for name, value in parts.items():
-        if not value:
-            text = re.sub(rf"^@{name}@\n", "", text, flags=re.MULTILINE)
-        text = text.replace(f"@{name}@", value)
-    return text
+    # in one pass, so that marks within values stay what they are; a line that is left empty goes
+    marks = "|".join(parts)
+    return re.sub(
+        rf"^@({marks})@\n|@({marks})@",
+        lambda mark: f"{parts[mark[1]]}\n" * bool(parts[mark[1]]) if mark[1] else parts[mark[2]],
+        template,
+        flags=re.MULTILINE,
+    )
 
 
 def _array(runs: Sequence[str]) -> str:

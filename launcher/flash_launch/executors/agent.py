@@ -1,6 +1,7 @@
 """Agents of a launch: started, watched until all have ended, asked to stop, and ended when one fails."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -23,6 +24,7 @@ _POLITE = (signal.SIGTERM, signal.SIGUSR1)
 """Ask the ranks to finish their step, save and stop; a second SIGTERM does not wait for that."""
 _SIGNALS = (signal.SIGINT, signal.SIGHUP, *_POLITE)
 _ASK_SECONDS = 1.0
+_BURST_SECONDS = 0.5
 
 
 @dataclass
@@ -53,20 +55,33 @@ class Signals:
 
     received: list[int] = field(default_factory=list)
     """Numbers, in order."""
+    overdue: bool = False
+    """Whether the ranks were asked to stop, and did not in time."""
+    _terminated: float | None = None
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
+        if number == signal.SIGTERM:
+            now = time.monotonic()
+            # slurmd ends a job by several in a row, and so does who signals both a process and its group
+            burst = self._terminated is not None and now - self._terminated < _BURST_SECONDS
+            self._terminated = now
+            if burst:
+                return
         self.received.append(number)
 
     @property
     def hard(self) -> int | None:
-        """The signal that ends the run at once."""
-        if not self.received:
-            return None
-        if self.received[0] not in _POLITE:
+        """The signal that ends the run at once.
+
+        In a Slurm job, none that is polite does: Slurm itself kills what has not ended by its KillWait.
+        """
+        if self.overdue:
             return self.received[0]
-        rest = [number for number in self.received[1:] if number != signal.SIGUSR1]
-        return rest[0] if rest else None
+        if rude := [number for number in self.received if number not in _POLITE]:
+            return rude[0]
+        asked = [number for number in self.received if number == signal.SIGTERM]
+        return asked[1] if len(asked) > 1 and "SLURM_JOB_ID" not in os.environ else None
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -133,8 +148,7 @@ def watch(
                 agent.tell(signal.SIGHUP)
         elif ending is None and signals.received and now - asked > _ASK_SECONDS:
             first_asked = first_asked or now
-            if now - first_asked > stop_seconds:
-                signals.received.append(signals.received[0])
+            signals.overdue = now - first_asked > stop_seconds
             asked = now  # again and again: a rank that had not started yet did not hear it
             for agent in agents:
                 # before its ranks have told their pids, an agent may not know the signal
@@ -146,7 +160,8 @@ def watch(
                 agent.tell(signal.SIGKILL)  # its ranks asked the kernel to be killed with it
         time.sleep(_POLL_SECONDS)
     for agent in agents:
-        telling.write(ends / f"node{agent.node}_agent.end", _told(agent, ends))
+        told = _told(agent, ends) | ({} if signals.hard is None else {"signal": signals.hard})
+        telling.write(ends / f"node{agent.node}_agent.end", told)
 
 
 def _told(agent: Agent, ends: Path) -> dict[str, object]:

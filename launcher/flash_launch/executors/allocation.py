@@ -10,7 +10,7 @@ from flash_launch.executors.node import BY_SLURM, NodeTask, node_argv
 from flash_launch.executors.remote import RemoteProcess, boot_argv, boot_line, run_remote
 from flash_launch.run_folder import RunFolder
 
-__all__ = ["run_in_allocation", "srun_argv"]
+__all__ = ["run_in_allocation", "srun_argv", "srun_environment"]
 
 
 def run_in_allocation(
@@ -40,16 +40,29 @@ def run_in_allocation(
     task = NodeTask(str(folder.path), attempt, BY_SLURM, nodes, procs_per_node, port, stop_seconds)
     line = boot_line([*node_argv(task)[3:], "--control"], ours, os.getcwd())
     argv = (*srun_argv(allocation), *boot_argv())
-    processes = [RemoteProcess(argv, line, tuple(range(len(nodes))), nodes)]
+    processes = [RemoteProcess(argv, line, tuple(range(len(nodes))), nodes, srun_environment(os.environ))]
     return run_remote(folder, processes, attempt=attempt, stop_seconds=stop_seconds, console=console)
 
 
+_OF_OTHER_STEPS = (
+    *("SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_GPU_BIND", "SLURM_NTASKS", "SLURM_GPUS_PER_TASK", "SLURM_EXACT"),
+    *("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_DISTRIBUTION", "SLURM_EXPORT_ENV", "SRUN_CPUS_PER_TASK"),
+)
+"""Begin variables that srun takes options from, meant for the script's own tasks or the step around this process."""
+
+
+def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of srun: those of this process, without the options of other steps."""
+    return {name: value for name, value in environment.items() if not name.startswith(_OF_OTHER_STEPS)}
+
+
 def srun_argv(allocation: Allocation) -> list[str]:
-    """One task on each node, that has all of the node's CPUs and hears all that is written to srun."""
+    """One task on each node, that has all that the job has of the node and hears all that is written to srun."""
     count = len(allocation.nodes)
     return [
         *("srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
-        *(f"--nodelist={','.join(allocation.nodes)}", f"--cpus-per-task={allocation.cpus_per_node}"),
+        # --cpus-per-task would limit it to these
+        *(f"--nodelist={','.join(allocation.nodes)}", "--cpu-bind=none", "--export=ALL"),
         # a shell that srun has started holds the resources already
         *("--overlap", "--input=all", "--kill-on-bad-exit=0", "--wait=600"),
     ]

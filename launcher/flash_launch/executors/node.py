@@ -127,7 +127,7 @@ def _listen(control: int, signals: Signals) -> None:
             break
         heard = time.monotonic()
         *lines, line = (line + data).split(b"\n")
-        if STOP.strip() in lines:
+        if STOP.strip() in lines and not signals.received:  # Slurm may have told it already
             signals.received.append(signal.SIGTERM)
     signals.received.append(signal.SIGHUP)
 

@@ -76,6 +76,8 @@ class RemoteProcess:
     """Numbers of the nodes it runs."""
     hosts: tuple[str, ...]
     """Their names."""
+    environment: Mapping[str, str] | None = None
+    """Its own variables here; None: this process's."""
 
 
 class Pipe:
@@ -203,7 +205,12 @@ def _start(plan: RemoteProcess, ends: Path) -> _Running:
     log = ends / f"reach_node{'-'.join(str(node) for node in plan.nodes[:1])}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            plan.argv, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            plan.argv,
+            env=plan.environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     running = _Running(plan, process, Pipe(process), log)
     running.pipe.write(plan.line)
@@ -254,8 +261,8 @@ class _Watch:
             if self._asked is None:
                 self._asked = now
                 self._say(STOP)
-            elif now - self._asked > self._stop_seconds + _STOP_SLACK_SECONDS:
-                self._signals.received.append(self._signals.received[0])
+            else:
+                self._signals.overdue = now - self._asked > self._stop_seconds + _STOP_SLACK_SECONDS
         late = self._failed is not None and now - self._failed > _GRACE_SECONDS
         if self._ending is None and (self._signals.hard is not None or late):
             self._ending = now
