@@ -20,15 +20,19 @@ from flash_launch.run_folder import read_jsonl
 pytestmark = pytest.mark.timeout(600)
 
 TRACKED = """
+import os
 import sys
 import time
 
+from flash_launch.rank_guard import stop_requested
 from my_task import MyTask
 
 
 class Tracked(MyTask):
     def training_step(self, batch, index):
-        time.sleep(0.03)
+        end = time.monotonic() + 60  # the test stops it at some steps: here it waits for that
+        while f"{self.global_step}" == os.environ.get("STOP_AT") and not stop_requested() and time.monotonic() < end:
+            time.sleep(0.01)
         self.log("doubled", 2.0 * self.global_step, on_step=True, on_epoch=False)
         return super().training_step(batch, index)
 
@@ -88,12 +92,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("FLASH_LAUNCH_ARRAY", "my-sweep")
-        term = signal.SIGTERM
-        answers = [
-            flash_launch(folder, *OPTIONS, send=term, when=lambda: steps(5)),
-            flash_launch(folder, "resume", "run", send=term, when=lambda: steps(14)),
-            flash_launch(folder, "resume", "run"),
-        ]
+        answers = []
+        for command, at in ((OPTIONS, 5), (("resume", "run"), 14)):
+            patch.setenv("STOP_AT", str(at))
+            answers.append(flash_launch(folder, *command, send=signal.SIGTERM, when=lambda at=at: steps(at)))
+        patch.delenv("STOP_AT")
+        answers.append(flash_launch(folder, "resume", "run"))
         assert [answer.code for answer in answers] == [75, 75, 0], answers
         yield Run(folder, answers)
 

@@ -38,7 +38,8 @@ def main() -> None:
     began = time.perf_counter()
     recording = Recording(folder, options, mode, step=0, artifact="artifact" in sys.argv, told=False)
     started = time.perf_counter() - began
-    slowest, step, end = 0.0, 0, time.perf_counter() + seconds
+    slowest, end = 0.0, time.perf_counter() + seconds
+    step = len(folder.metrics_jsonl.read_text().splitlines()) if folder.metrics_jsonl.exists() else 0
     while time.perf_counter() < end and not stopped:
         before = time.perf_counter()
         step += 1

@@ -64,7 +64,7 @@ def record(folder: Path, name: str, *argv: str, **variables: str) -> Ended:
     held = [path for path in run.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert held == []
     assert list(home.iterdir()) == []
-    assert marked(run) == 0
+    wait_for(lambda: marked(run) == 0, 20)  # W&B's watcher of its own process looks every five seconds
     ended = Ended(run, done.stdout, json.loads(done.stdout.rstrip().rpartition("\n")[2]))
     assert ended.told["started"] < 0.5
     return ended
@@ -170,23 +170,30 @@ def test_an_attempt_that_was_killed_is_recorded_again(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         cwd=tmp_path,
     ) as process:
-        wait_for(lambda: (run / "wandb/progress.json").exists())
-        wait_for(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > 20)  # more than the next one makes
+        wait_for(lambda: len(recorded_steps(run)) > 60)  # in more than one piece, and it holds more
         assert marked(run) >= 2
         process.kill()
     wait_for(lambda: marked(run) == 0, 20)
+    held = recorded_steps(run)
     before = len((run / "metrics.jsonl").read_text().splitlines())
+    assert before >= len(held)
     record(tmp_path, "killed", "offline", "finished", "1")
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
+    total = len((run / "metrics.jsonl").read_text().splitlines())
+    assert total > before
     again = wandb_file.read(files[1])
-    assert {row["step"] for row in again.history if "loss" in row} == set(range(1, before + 1))
-    assert again.history[0]["_step"] >= len(wandb_file.read(files[0]).history)
+    told_again = [row["step"] for row in again.history if "loss" in row]
+    assert set(held) | set(told_again) == set(range(1, total + 1))  # nothing is lost
+    assert told_again == list(range(told_again[0], total + 1))
+    assert len(held) - told_again[0] < 40  # what was handed over at once is told again, a second's worth, and no more
+    numbers = [row["_step"] for file in files for row in wandb_file.read(file).history]
+    assert numbers == sorted(set(numbers))
     with wandb_server() as server:
         variables = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         waiting = find_waiting([RunFolder(run)])
-        assert [upload(one, variables).whole for one in waiting[-2:]][-1]
-        assert {line["step"] for line in server.lines if "loss" in line} == set(range(1, before + 1))
+        assert [upload(one, variables).whole for one in waiting][-1]
+        assert [line["step"] for line in server.lines if "loss" in line] == held + told_again
         assert find_waiting([RunFolder(run)]) == []
         server.stream_status = 403
         for one in waiting:
@@ -218,6 +225,12 @@ def test_a_recording_outlives_wandbs_own_process(tmp_path: Path) -> None:
     last = wandb_file.read(files[1])
     assert [row["step"] for row in last.history if "loss" in row] == list(range(1, int(one.told["steps"]) + 1))
     assert last.summary["status"] == "finished"
+
+
+def recorded_steps(run: Path) -> list[object]:
+    """The steps that its first recording holds on disk."""
+    files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+    return [row["step"] for row in wandb_file.read(files[0]).history if "loss" in row] if files else []
 
 
 def marked(run: Path) -> int:

@@ -170,8 +170,8 @@ class Recording:
         self._next = max(self._next, run.step)
         self._note(self._progress)
         if self._mode == "online":  # of attempts that were cut off: what the server lacks of them is told again
-            for file in recordings(self._folder):
-                if file not in self._files() and not file.parent.name.startswith("offline-"):
+            for file in self._earlier(run):
+                if not file.parent.name.startswith("offline-"):
                     file.with_name(f"{file.name}.synced").touch()
         while True:
             closing = self._closing.wait(_POLL_SECONDS)
@@ -197,8 +197,7 @@ class Recording:
         """How many of W&B's steps are safe: at the server, or in the file of the attempt before."""
         if self._mode == "online":
             return run.step
-        newest = self._files()
-        earlier = [file for file in recordings(self._folder) if file not in newest]
+        earlier = self._earlier(run)
         return max(run.step, next_step(earlier[-1])) if earlier else run.step
 
     def _placed(self, values: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
@@ -257,6 +256,11 @@ class Recording:
 
     def _note(self, progress: Progress) -> None:
         write_progress(self._folder, progress)
+
+    def _earlier(self, run: Run) -> list[Path]:
+        """The recordings before this one."""
+        own = Path(run.dir).parent.name
+        return [file for file in recordings(self._folder) if file.parent.name != own]
 
     def _files(self) -> list[Path]:
         newest = wandb_folder(self._folder) / "latest-run"

@@ -127,9 +127,7 @@ def upload(waiting: Waiting, environment: Mapping[str, str]) -> Uploaded:
     """
     own = dict(environment)
     prepare_environment(wandb_folder(waiting.folder), own)
-    own["WANDB_MODE"] = "online"
-    if waiting.of > 1:  # so that it is appended to what is there; a single one is put in its place, also a second time
-        own["WANDB_RESUME"] = "allow"
+    own |= {"WANDB_MODE": "online", "WANDB_RESUME": "allow"}  # so that it is appended to what is there
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(waiting.file)],
@@ -178,6 +176,6 @@ def _watch(process: subprocess.Popen[bytes], server: str) -> None:
             why = why_unreachable(server)
             missed = missed + 1 if why is not None else 0
     raise SyncError(
-        f"the network went away in the middle ({why}): run the same command again. Nothing is lost; of a run of "
-        "several attempts, what had been sent by then may be shown twice"
+        f"the network went away in the middle ({why}): run the same command again. Nothing is lost; what had been sent "
+        "by then may be shown twice"  # wandb appends
     )
