@@ -62,6 +62,7 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PreemptMode=OFF
 PartitionName=short Nodes=ALL MaxTime=5 State=UP PreemptMode=OFF
 PartitionName=low Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=rude Nodes=ALL MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=off Nodes=ALL State=DOWN
 """

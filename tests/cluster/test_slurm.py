@@ -279,6 +279,28 @@ def test_a_sweep_is_one_array(login: Login) -> None:
 
 
 @slow
+def test_one_task_of_a_sweep_is_requeued_alone(login: Login) -> None:
+    """Also the one whose number is that of the whole array."""
+    login.pause(0.5)
+    short = ("--nodes", "1", "--strategy", "freeze", "--task", "slow_task:SlowTask", "--max-epochs", "2")
+    sweep = login.submit("sweep", "--slurm.array", "seed=1,2", options=short)
+    runs = [Run(login.cluster, sweep.folder / name, sweep.command) for name in ("0-seed=1", "1-seed=2")]
+    for run in runs:
+        run.wait_for_step(2)
+    listed = login.cluster.run(["squeue", "-h", "-t", "R", "-o", "%A %F %K"]).stdout.splitlines()
+    (task,) = [int(line.split()[2]) for line in listed if line.split()[0] == line.split()[1]]
+    login.cluster.run(["scancel", "--signal=USR1", f"{sweep.job_id}_{task}"])
+    login.cluster.wait(lambda: runs[task].attempts == 2, 90, "the second attempt")
+    login.pause(0)
+    login.cluster.wait(lambda: not login.cluster.run(["squeue", "-h"]).stdout.strip(), 90, "the array's end")
+    assert [run.summary["status"] for run in runs] == ["finished", "finished"]
+    assert (runs[task].attempts, runs[1 - task].attempts) == (2, 1)
+    assert runs[task].end_of(1)["exit_code"] == 75
+    logs = login.flash_launch("logs", str(runs[task].folder), "--job")
+    assert "attempt 2" in logs.stdout
+
+
+@slow
 def test_a_job_waits_for_another(login: Login) -> None:
     first = login.cluster.run(["sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 20"]).stdout.strip()
     run = login.submit("after", "--slurm.dependency", f"afterok:{first}")
@@ -307,10 +329,12 @@ def test_in_an_allocation_the_plain_command_uses_it(login: Login, never_stopped:
 
 
 @slow
-def test_preempted_and_resumed(login: Login, never_stopped: Run) -> None:
+@pytest.mark.parametrize("partition", ["low", "rude"])
+def test_preempted_and_resumed(login: Login, never_stopped: Run, partition: str) -> None:
+    """With a time of grace, and without: then Slurm sends several SIGTERMs at once, and SIGKILL after KillWait."""
     cluster = login.cluster
     login.pause(0.5)
-    run = login.submit("preempted", "--slurm.partition", "low")
+    run = login.submit("preempted", "--slurm.partition", partition)
     run.wait_for_step(3)
     argv = [
         "sbatch",

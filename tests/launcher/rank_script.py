@@ -30,6 +30,8 @@ def fail_here(how: str) -> None:
         os._exit(3)
     if how == "sysexit":
         sys.exit(4)
+    if how == "leave":
+        sys.exit()
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -152,6 +152,7 @@ def test_console_and_log_show_rank_0_as_it_wrote(folder: RunFolder) -> None:
         ("stubborn_raise", "ValueError: the loss is a banana"),
         ("stubborn_exit", "exited with code 3"),
         ("sysexit", "exited with code 4"),
+        ("leave", "SystemExit"),  # before the run has finished: a worker that has done its work returns
     ],
 )
 def test_a_rank_that_fails_ends_the_run_and_is_named(folder: RunFolder, mode: str, cause: str) -> None:

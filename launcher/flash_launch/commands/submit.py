@@ -1,6 +1,7 @@
 """The command `submit`: run, or sweep, as a Slurm job."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
         say(message)
     for line in submission.preparations[0].describe():
         say(line)
+    said = options.cpus_per_task is not None or any(re.match(r"--(exclusive|cpus-per)", one) for one in options.extra)
+    if options.gpus_per_node and not said:
+        say("note: without --slurm.cpus-per-task the cluster decides how many CPUs a node's ranks share: mostly one")
     job_id = send(submission)
     count = f", {len(submission.tasks)} runs" if submission.tasks else ""
     say(f"job {job_id}{count}; run folder: {submission.path}")

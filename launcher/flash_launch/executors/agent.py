@@ -24,7 +24,7 @@ _POLITE = (signal.SIGTERM, signal.SIGUSR1)
 """Ask the ranks to finish their step, save and stop; a second SIGTERM does not wait for that."""
 _SIGNALS = (signal.SIGINT, signal.SIGHUP, *_POLITE)
 _ASK_SECONDS = 1.0
-_BURST_SECONDS = 0.5
+_BURST_SECONDS = 0.2
 
 
 @dataclass
