@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-KEY = "local-" + "0" * 40
-"""A key that is none; wandb looks only at its form before it connects."""
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "tracking"))
+from wandb_server import KEY, black_hole, nobody
+
 PEER_SECONDS = 200
 PEER = """
 import sys, time
@@ -41,22 +39,6 @@ trainer = pl.Trainer(max_epochs=1, limit_train_batches=5, limit_val_batches=0, a
                      logger=WandbLogger(save_dir=sys.argv[1]), enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(BoringModel())
 """
-
-
-@contextmanager
-def black_hole() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(50)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-def nobody() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def environment(folder: Path, url: str) -> dict[str, str]:

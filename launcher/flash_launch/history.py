@@ -10,9 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from flash_launch import telling
-from flash_launch.checkpoint.attempts import Attempt, read_attempts
+from flash_launch.checkpoint.attempts import Attempt, launcher_runs, read_attempts
 from flash_launch.executors.ends import attempt_facts
-from flash_launch.locating import launcher_runs
 from flash_launch.run_folder import RunFolder
 from flash_launch.verdict import AttemptFacts, Kind, Verdict, find_verdict
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt, read_attempts
+from flash_launch.checkpoint.attempts import Attempt, launcher_runs, read_attempts
 from flash_launch.cluster.client import Job, cancel, show_jobs
 from flash_launch.cluster.job_file import read_job_file
 from flash_launch.errors import ConfigError
@@ -56,18 +56,6 @@ def find_place(folder: RunFolder) -> Place:
     if newest is not None and not in_job and newest.host == socket.gethostname():
         alive = not ended and launcher_runs(newest)
     return Place(newest, ended, alive, jobs[-1].job_id if jobs else None)
-
-
-def launcher_runs(attempt: Attempt) -> bool:
-    """Whether the process that began an attempt on this machine is still the one with its pid."""
-    try:
-        stat = Path(f"/proc/{attempt.pid}/stat").read_text()
-        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-    except (OSError, StopIteration):
-        return False
-    fields = stat.rpartition(")")[2].split()
-    started = int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return fields[0] != "Z" and started <= attempt.began + 2  # the clock since boot is cut to seconds
 
 
 def ask_to_end(folder: RunFolder, note: Callable[[str], None]) -> str:

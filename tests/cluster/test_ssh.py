@@ -137,7 +137,7 @@ def test_a_run_stopped_and_resumed_equals_one_on_this_machine(site: Site) -> Non
     lines = site.sshd.processes()
     mine = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
     lines += [Path(f"/proc/{pid}/cmdline").read_text() for pid in mine]
-    assert len([line for line in lines if "flash_launch.worker" in line]) == 4  # an agent and a rank on each
+    assert len([line for line in lines if "flash_launch.worker" in line]) >= 4  # agent and rank on each; data workers
     assert not [line for line in lines if KEY in line or "second line" in line]
 
     command.send_signal(signal.SIGTERM)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from recorded_run import BEGAN, Recorded
 
+from flash_launch.checkpoint.attempts import process_began
 from flash_launch.viewing.metrics_file import MetricsFile
-from flash_launch.viewing.run_state import JobLine, State, process_began, state_of
+from flash_launch.viewing.run_state import JobLine, State, state_of
 from flash_launch.viewing.run_view import read_run
 from flash_launch.viewing.time_left import pace_of, steps_in_all
 

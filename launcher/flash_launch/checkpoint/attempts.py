@@ -11,13 +11,16 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flash_launch.errors import FencedError
 
-__all__ = ["Attempt", "Fence", "begin", "read_attempts"]
+__all__ = ["Attempt", "Fence", "begin", "launcher_runs", "process_began", "read_attempts"]
+
+_CLOCKS_DIFFER = 10.0
+"""Seconds: the clock since boot is cut to whole ones, and the wall clock may have been set."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +126,23 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     return sorted((int(name[:-5]), folder / name) for name in names if re.fullmatch(r"\d{4,}\.json", name))
+
+
+def process_began(pid: int) -> float | None:
+    """When a process of this machine began, in seconds since 1970; None if there is none, or only its remains."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = next(
+            line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime ")
+        )
+    except (OSError, StopIteration):
+        return None
+    if fields[0] in "ZXx":
+        return None
+    return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def launcher_runs(attempt: Attempt, began: Callable[[int], float | None] = process_began) -> bool:
+    """Whether the process that began an attempt on this machine runs; not another one that got its number since."""
+    at = began(attempt.pid)
+    return at is not None and at <= attempt.began + _CLOCKS_DIFFER

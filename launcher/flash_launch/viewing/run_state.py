@@ -1,18 +1,17 @@
 """The state of a run in plain words, by how its newest attempt ended, its launcher's process, and Slurm's word."""
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt
+from flash_launch.checkpoint.attempts import Attempt, launcher_runs, process_began
 from flash_launch.viewing.json_fields import text
 from flash_launch.viewing.run_view import AttemptView, RunView
 from flash_launch.viewing.wording import ago, resume_command
 
-__all__ = ["JobLine", "RunState", "State", "attempt_end", "job_goes_on", "launcher_gone", "process_began", "state_of"]
+__all__ = ["JobLine", "RunState", "State", "attempt_end", "job_goes_on", "launcher_gone", "state_of"]
 
 
 class State(StrEnum):
@@ -57,7 +56,6 @@ class RunState:
 
 _ALIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-_CLOCKS_DIFFER = 10.0
 _SILENT_SECONDS = 300.0
 
 
@@ -66,29 +64,13 @@ def job_goes_on(job: JobLine) -> bool:
     return job.state in (*_ALIVE, *_WAITING)
 
 
-def process_began(pid: int) -> float | None:
-    """When a process of this machine began, in seconds since 1970; None if there is none, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = next(
-            line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime ")
-        )
-    except (OSError, StopIteration):
-        return None
-    if fields[0] in "ZXx":
-        return None
-    return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
 def launcher_gone(
     attempt: Attempt, *, host: str | None = None, began: Callable[[int], float | None] = process_began
 ) -> bool:
     """Whether an attempt was started on this machine, and its launcher does not run any more."""
     if attempt.host != (host or socket.gethostname()):
         return False
-    at = began(attempt.pid)
-    # a process that began after the attempt is another one that got its number
-    return at is None or at > attempt.began + _CLOCKS_DIFFER
+    return not launcher_runs(attempt, began)
 
 
 def state_of(
