@@ -29,6 +29,7 @@ def drill() -> Iterator[ModuleType]:
     del sys.modules["crash_drill"]
 
 
+@pytest.mark.slow
 def test_a_few_trials(tmp_path: Path) -> None:
     output = tmp_path / "out.json"
     # In a process of its own: it forks, which takes a process without threads. The kills of this seed come in saves and

@@ -14,7 +14,13 @@ pytestmark = pytest.mark.timeout(1800)  # the first test of a suite waits for al
 
 UNFREEZING = ("freeze_unfreeze_deepspeed", "unfreeze_milestones_deepspeed")
 
-named = pytest.mark.parametrize("case", LIMITATION, ids=lambda case: case.name)
+named = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[] if case.unstopped.strategy == UNFREEZING[0] else pytest.mark.slow)
+        for case in LIMITATION
+    ],
+)
 
 
 @pytest.fixture

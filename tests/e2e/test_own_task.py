@@ -127,6 +127,7 @@ def callback_run(here: Path, setup: str) -> tuple[Answer, Path]:
     )
 
 
+@pytest.mark.slow
 def test_a_callback_of_ones_own_on_zero2_and_ddp(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     answer, folder = callback_run(here, "zero2")
     plan = json.loads((folder / "plan.json").read_text())

@@ -175,6 +175,7 @@ def test_the_weights_load_into_a_fresh_task_and_score_the_same(demo: Run) -> Non
     assert accuracy == pytest.approx(demo.metrics["val_accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_command_starts_it_stops_and_goes_on_bit_for_bit(demo: Run, tmp_path: Path) -> None:
     shutil.copy(demo.path / "config.yaml", tmp_path / "config.yaml")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -196,6 +197,7 @@ def test_one_command_starts_it_stops_and_goes_on_bit_for_bit(demo: Run, tmp_path
     assert (again.path / "model.safetensors").read_bytes() == (demo.path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_unfreezing_beats_staying_frozen(demo: Run, tmp_path: Path) -> None:
     frozen = finished(tmp_path, "--strategy", "freeze_deepspeed")
     assert demo.metrics["val_accuracy"] > 0.85
@@ -208,6 +210,7 @@ def test_pretrained_weights_beat_random_ones(demo: Run, tmp_path: Path) -> None:
     assert demo.metrics["val_accuracy"] > random.metrics["val_accuracy"] + 0.05
 
 
+@pytest.mark.slow
 def test_ddp_learns_what_zero2_learns(demo: Run, tmp_path: Path) -> None:
     """The same sums in another order: after 16 steps in fp32 the losses agree to a thousandth."""
     ddp = finished(tmp_path, "--strategy", "freeze_unfreeze")
@@ -218,6 +221,7 @@ def test_ddp_learns_what_zero2_learns(demo: Run, tmp_path: Path) -> None:
     assert ddp.metrics["val_accuracy"] == pytest.approx(demo.metrics["val_accuracy"], abs=3 / 771)
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16(tmp_path: Path) -> None:
     run = finished(tmp_path, *["--strategy", "freeze_unfreeze_deepspeed", "--precision", "bf16", "--max-epochs", "2"])
     config = run.json("deepspeed.json")
@@ -245,6 +249,7 @@ class Failing(ImageClassifier):
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_run_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "my_task.py").write_text(FAILING)
     argv = "--nodes 2 --strategy freeze_unfreeze_deepspeed --task my_task:Failing --data digits --output-dir run"

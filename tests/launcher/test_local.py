@@ -148,10 +148,10 @@ def test_console_and_log_show_rank_0_as_it_wrote(folder: RunFolder) -> None:
     ("mode", "cause"),
     [
         ("gloo_raise", "ValueError: the loss is a banana"),
-        ("gloo_kill", "killed by SIGKILL"),
+        pytest.param("gloo_kill", "killed by SIGKILL", marks=pytest.mark.slow),
         ("stubborn_raise", "ValueError: the loss is a banana"),
-        ("stubborn_exit", "exited with code 3"),
-        ("sysexit", "exited with code 4"),
+        pytest.param("stubborn_exit", "exited with code 3", marks=pytest.mark.slow),
+        pytest.param("sysexit", "exited with code 4", marks=pytest.mark.slow),
         ("leave", "SystemExit"),  # before the run has finished: a worker that has done its work returns
     ],
 )
