@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from flash_launch import telling
-from flash_launch.checkpoint.attempts import Attempt, launcher_runs, read_attempts
+from flash_launch.checkpoint.attempts import STOPPED, Attempt, launcher_runs, read_attempts
 from flash_launch.executors.ends import attempt_facts
 from flash_launch.run_folder import RunFolder
 from flash_launch.verdict import AttemptFacts, Kind, Verdict, find_verdict
@@ -18,8 +18,6 @@ from flash_launch.verdict import AttemptFacts, Kind, Verdict, find_verdict
 __all__ = ["State", "Story", "newest_failed", "read_history"]
 
 _LINE_LENGTH = 100
-_SAVED = 75
-"""Exit code of an attempt that was asked to stop and has saved, see launching.py."""
 _SILENT_SECONDS = 180.0
 """After this long without a word from any rank, an attempt of another machine is not taken to run."""
 
@@ -97,7 +95,7 @@ def _story(folder: RunFolder, attempt: Attempt, *, last: bool) -> Story:
     )
     if story.exit_code == 0:
         return replace(story, state=State.FINISHED)
-    if story.exit_code == _SAVED:
+    if story.exit_code == STOPPED:
         return replace(story, state=State.STOPPED)
     if story.exit_code is None and last and _runs(attempt, ends):
         return replace(story, state=State.RUNNING)

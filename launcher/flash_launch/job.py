@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
+from flash_launch.checkpoint.attempts import STOPPED, Attempt, Fence, read_attempts
 from flash_launch.cluster.allocation import Allocation, find_allocation
 from flash_launch.cluster.job_file import note_job, read_job_file
 from flash_launch.config import RunConfig
@@ -25,7 +25,7 @@ from flash_launch.executors.ends import attempt_verdict
 from flash_launch.executors.local import LaunchResult
 from flash_launch.executors.node import NodeTask, run_node
 from flash_launch.executors.outcome import outcome
-from flash_launch.launching import STOPPED, begin_attempt, tell_end
+from flash_launch.launching import begin_attempt, tell_end
 from flash_launch.run_folder import RunFolder, read_json, write_json, write_text
 from flash_launch.telling import stopped_by_hand
 from flash_launch.verdict import Kind, Verdict

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt, Fence, begin
+from flash_launch.checkpoint.attempts import STOPPED, Attempt, Fence, begin
 from flash_launch.checkpoint.manifest import Manifest
 from flash_launch.checkpoint.store import Store
 from flash_launch.cluster.allocation import Allocation, find_allocation
@@ -28,11 +28,9 @@ from flash_launch.run_folder import RunFolder, check_free, create, default_path,
 from flash_launch.tracking.mode import check_login
 from flash_launch.viewing.wording import resume_command
 
-__all__ = ["STOPPED", "begin_attempt", "go_on", "prepared", "read_options", "start", "tell_end", "write_plan"]
+__all__ = ["begin_attempt", "go_on", "prepared", "read_options", "start", "tell_end", "write_plan"]
 
 _WORKER = ("-m", "flash_launch.worker")
-STOPPED = 75
-"""Exit code of a run that was asked to stop, has saved, and can go on: sysexits.h's EX_TEMPFAIL, "try again"."""
 
 
 def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConfig, Placement]:

@@ -36,4 +36,4 @@ class SlowTask(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(SAMPLES, 6, generator=generator)
-        return DataLoader(TensorDataset(x, (x.sum(dim=1) > 0).long()), batch_size=8, shuffle=True, num_workers=1)
+        return DataLoader(TensorDataset(x, (x.sum(dim=1) > 0).long()), batch_size=8, shuffle=True)

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from flash_launch.errors import FencedError
 
-__all__ = ["Attempt", "Fence", "begin", "launcher_runs", "process_began", "read_attempts"]
+__all__ = ["STOPPED", "Attempt", "Fence", "begin", "launcher_runs", "process_began", "read_attempts"]
 
+STOPPED = 75
+"""Exit code of an attempt that was asked to stop, has saved, and can go on: sysexits.h's EX_TEMPFAIL, "try again"."""
 _CLOCKS_DIFFER = 10.0
 """Seconds: the clock since boot is cut to whole ones, and the wall clock may have been set."""
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from flash_launch.checkpoint.attempts import STOPPED
 from flash_launch.command_arguments import Arguments, read_arguments, run_folder, whole_number
 from flash_launch.console import say, usage
 from flash_launch.errors import ConfigError
@@ -23,8 +24,6 @@ _HELP = """RUN is a run folder. Its logs are in RUN/logs; attempts follow each o
   --lines N           only the last N lines of what is there already"""
 
 _ASK_SECONDS = 15.0
-_SAVED = 75
-"""Exit code of an attempt that was asked to stop and has saved."""
 _VALUES = {
     "--rank": "the number of a rank, for example --rank 1",
     "--lines": "a number of lines, for example --lines 50",
@@ -76,7 +75,7 @@ class _End:
         if any(job_goes_on(job) for job in self._jobs or ()):
             return False
         if self._jobs is None:  # Slurm is silent: what has saved may be requeued
-            return ended and not (is_submitted(self._folder) and newest_exit_code(self._folder) == _SAVED)
+            return ended and not (is_submitted(self._folder) and newest_exit_code(self._folder) == STOPPED)
         # a job that was cancelled in the queue, or lost its node, has ended without a word in the run folder
         return ended or is_submitted(self._folder)
 

@@ -4,10 +4,9 @@ import netrc
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from flash_launch.doctor.findings import Finding, fail, ok, warn
-from flash_launch.tracking.mode import find_login, resolve_mode
+from flash_launch.tracking.mode import find_login, netrc_files, resolve_mode
 from flash_launch.tracking.probe import why_unreachable
 
 __all__ = ["WandbFacts", "check_wandb", "gather_wandb"]
@@ -97,10 +96,7 @@ def gather_wandb(environment: Mapping[str, str], *, installed: bool) -> WandbFac
 
 
 def _netrc_problem(environment: Mapping[str, str]) -> str:
-    home = Path(environment.get("HOME", "/"))
-    named = environment.get("NETRC")
-    files = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
-    for file in files:
+    for file in netrc_files(environment):
         try:
             if os.path.exists(file):
                 # The module's own check of owner and mode is for ~/.netrc read by default; W&B does not have it either.

@@ -9,7 +9,6 @@ With --control, its stdin says when to stop, and that the launcher still is ther
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import select
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flash_launch import telling
 from flash_launch.checkpoint.attempts import Fence
 from flash_launch.errors import FencedError, LaunchError
 from flash_launch.executors.addresses import head_address, interface_of, local_address, source_address
@@ -161,9 +161,8 @@ class _Others:
 
 
 def _exit_code(file: Path) -> int:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads(file.read_text(encoding="utf-8"))["exit_code"])
-    return 0
+    code = telling.read(file).get("exit_code")
+    return code if isinstance(code, int) else 0
 
 
 def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str]) -> Agent:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from flash_launch.errors import ConfigError
 
-__all__ = ["KEY", "Login", "Mode", "check_login", "find_login", "resolve_mode", "without_key"]
+__all__ = ["KEY", "Login", "Mode", "check_login", "find_login", "netrc_files", "resolve_mode", "without_key"]
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -52,7 +52,7 @@ def find_login(environment: Mapping[str, str]) -> Login:
         return Login(server, KEY)
     if environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return Login(server, "WANDB_IDENTITY_TOKEN_FILE")
-    for file in _netrc_files(environment):
+    for file in netrc_files(environment):
         try:
             if netrc.netrc(str(file)).authenticators(_host(server)) is not None:
                 return Login(server, str(file))
@@ -109,7 +109,8 @@ def _setting(environment: Mapping[str, str], name: str) -> str:
         return ""
 
 
-def _netrc_files(environment: Mapping[str, str]) -> list[Path]:
+def netrc_files(environment: Mapping[str, str]) -> list[Path]:
+    """Where wandb looks for a login, the first one first."""
     if named := environment.get("NETRC"):
         return [Path(named).expanduser()]
     home = Path(environment.get("HOME", "/"))
