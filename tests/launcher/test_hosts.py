@@ -12,7 +12,8 @@ from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.executors.hosts import Host, choose_hosts, parse_hosts, read_hostfile
 from flash_launch.executors.remote import boot_argv, boot_line, passed_on
-from flash_launch.executors.ssh import explain, ssh_argv
+from flash_launch.executors.ssh import explain
+from flash_launch.executors.ssh_connection import ssh_argv
 
 CONFIG = RunConfig()
 

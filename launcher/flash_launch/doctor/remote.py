@@ -1,7 +1,6 @@
 """How a command gets onto other nodes: by ssh, or by one srun inside of a Slurm job. Errors are told per host."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,12 @@ from typing import Protocol
 from flash_launch.doctor.asking import Answer, ask
 from flash_launch.doctor.wire import HOST_VARIABLE, pack, unpack
 from flash_launch.executors.hosts import Host
-from flash_launch.executors.ssh import CONNECT_SECONDS, ssh_argv
+from flash_launch.executors.ssh_connection import by_hand, explain_connection, ssh_argv
 
 __all__ = [
     "Remote",
     "SrunRemote",
     "SshRemote",
-    "by_hand",
     "explain_python",
     "explain_ssh",
     "remote_environment",
@@ -41,7 +39,7 @@ class Remote(Protocol):
 
 @dataclass(frozen=True)
 class SshRemote:
-    """By ssh as a run uses it (executors/ssh.py): with the user's own keys and settings, and never a question."""
+    """By ssh as a run uses it: with the user's own keys and settings, and never a question."""
 
     known: Mapping[str, Host]
     """The hosts by their names here."""
@@ -114,52 +112,15 @@ def srun_argv(hosts: Sequence[str], argv: Sequence[str]) -> list[str]:
     ]
 
 
-def by_hand(host: Host) -> str:
-    """How a user would call ssh for a host."""
-    return f"ssh {'' if host.port is None else f'-p {host.port} '}{host.destination}"
-
-
 def explain_ssh(host: Host, code: int, err: str, python: str) -> tuple[str, str]:
     """Why a command did not run on a host, and what to do: by ssh's exit code and what it wrote."""
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     last = lines[-1] if lines else f"exit code {code}"
-    ssh, at = by_hand(host), host.name if host.port in (None, 22) else f"[{host.name}]:{host.port}"
-    scan = f"ssh-keyscan {'' if host.port is None else f'-p {host.port} '}{host.name}"
     if code == 255:
-        cases = {
-            "REMOTE HOST IDENTIFICATION HAS CHANGED": (
-                f"the host key of {host} is not the one that is known",
-                f"if that is right: ssh-keygen -R {shlex.quote(at)}, then {ssh} once by hand",
-            ),
-            "Host key verification failed": (
-                f"the host key of {host} is not known",
-                f"{ssh} once by hand and confirm it, or {scan} >> ~/.ssh/known_hosts",
-            ),
-            "Permission denied": (
-                f"{host} refuses the login ({last})",
-                f"{ssh.replace('ssh', 'ssh-copy-id', 1)}, and load the key (ssh-add): nobody can type a password",
-            ),
-            "Could not resolve hostname": (
-                f"the name {host.name} does not resolve here",
-                "look at its spelling, or add it to ~/.ssh/config or /etc/hosts",
-            ),
-            "Connection refused": (
-                f"{host} is there, but no ssh server answers",
-                f"start sshd there, or name its port: {host.name}:PORT",
-            ),
-            "No route to host": (f"{host} cannot be reached: no route", "is it switched on, and in this network?"),
-            "Network is unreachable": (f"{host} cannot be reached: no network", "ip route shows what can be reached"),
-            "timed out": (
-                f"{host} does not answer within {CONNECT_SECONDS} s",
-                "is it switched on, and does a firewall let ssh through?",
-            ),
-        }
-        for mark, (problem, fix) in cases.items():
-            if mark in err:
-                return problem, fix
-        return f"ssh {host} failed: {last}", f"try by hand: {ssh} true"
+        problem, fix = explain_connection(host, err)
+        return f"{host}: {problem}", fix
     problem, fix = explain_python(str(host), err, python)
-    return problem or f"the checks failed on {host}: {last}", fix or f"try by hand: {ssh} {python} -V"
+    return problem or f"the checks failed on {host}: {last}", fix or f"try by hand: {by_hand(host)} {python} -V"
 
 
 def explain_python(host: str, err: str, python: str) -> tuple[str, str]:

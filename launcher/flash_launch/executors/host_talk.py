@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from flash_launch.executors.host_facts import MARK
 from flash_launch.executors.hosts import Host
 from flash_launch.executors.remote import Pipe, boot_argv, boot_line, passed_on
-from flash_launch.executors.ssh import explain, ssh_argv
+from flash_launch.executors.ssh import explain
+from flash_launch.executors.ssh_connection import ssh_argv
 
 __all__ = ["HostTalk", "talk_to"]
 

@@ -1,7 +1,6 @@
 """Runs a launch on hosts that ssh reaches: one ssh, and by it one agent, per host."""
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,40 +10,10 @@ from flash_launch.executors.hosts import Host
 from flash_launch.executors.local import LaunchResult
 from flash_launch.executors.node import NodeTask, node_argv
 from flash_launch.executors.remote import RemoteProcess, boot_argv, boot_line, passed_on, run_remote
+from flash_launch.executors.ssh_connection import by_hand, explain_connection, ssh_argv
 from flash_launch.run_folder import RunFolder
 
-__all__ = ["CONNECT_SECONDS", "explain", "run_ssh", "ssh_argv"]
-
-CONNECT_SECONDS = 10
-_SSH = "FLASH_LAUNCH_SSH"
-"""The ssh command, with arguments, as a shell writes it: `ssh -F my_config -J gateway`."""
-
-_SAYINGS = {
-    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
-        "its host key is not the one that is known here",
-        "if that is right: ssh-keygen -R {host}, then ssh {host} once by hand",
-    ),
-    "Host key verification failed": (
-        "its host key is not known here",
-        "ssh {host} once by hand and confirm it, or ssh-keyscan {host} >> ~/.ssh/known_hosts",
-    ),
-    "Permission denied": (
-        "it refuses the login, and there is nobody to type a password",
-        "ssh-copy-id {host}, and load the key by ssh-add",
-    ),
-    "Could not resolve hostname": (
-        "its name does not resolve here",
-        "look at its spelling, or add it to ~/.ssh/config or /etc/hosts",
-    ),
-    "Connection refused": ("no ssh server answers there", "start sshd there, or name its port: {host}:PORT"),
-    "No route to host": ("it cannot be reached, there is no route to it", "is it switched on, and in this network?"),
-    "Network is unreachable": ("it cannot be reached, its network is not known", "see `ip route`"),
-    "timed out": (
-        f"it does not answer within {CONNECT_SECONDS} s",
-        "is it switched on, and does a firewall let ssh through?",
-    ),
-}
-"""What ssh says when it cannot connect: what that means, and the fix."""
+__all__ = ["explain", "run_ssh"]
 
 
 def run_ssh(
@@ -83,27 +52,15 @@ def run_ssh(
     return run_remote(folder, processes, attempt=attempt, stop_seconds=stop_seconds, console=console)
 
 
-def ssh_argv(host: Host, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The command line that runs `argv` on a host: by the user's own keys and settings, and never with a question."""
-    return [
-        *(shlex.split(environment.get(_SSH, "")) or ["ssh"]),
-        *("-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"),
-        *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
-        *(("-p", str(host.port)) if host.port is not None else ()),
-        *("--", host.destination, f"exec {shlex.join(argv)}"),
-    ]
-
-
 def explain(host: Host, code: int | None, said: str, python: str) -> str:
     """Why a command did not run on a host, and what to do, by ssh's exit code (None: none yet) and what it printed."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else "it said nothing"
-    by_hand = f"try by hand: ssh {host.destination} {python} -V"
+    trial = f"try by hand: {by_hand(host)} {python} -V"
     if code is None:
-        return f"it gave no answer in time ({last}): {by_hand}; a shared folder that hangs there holds it up, too"
+        return f"it gave no answer in time ({last}): {trial}; a shared folder that hangs there holds it up, too"
     if code == 255:
-        why, fix = next((told for mark, told in _SAYINGS.items() if mark in said), (f"ssh failed ({last})", by_hand))
-        return f"{why}: {fix.format(host=host.destination)}"
+        return ": ".join(explain_connection(host, said))
     if code in (126, 127) or (python in said and "o such file" in said):
         return (
             f"there is no {python} there: use an environment in a folder that all hosts share, or make one at the same "
@@ -114,4 +71,4 @@ def explain(host: Host, code: int | None, said: str, python: str) -> str:
             f"flash-launch is not installed there, or in another version: {python} -m pip install the same version, "
             "or use an environment that all hosts share"
         )
-    return f"Python did not run there ({last}): {by_hand}"
+    return f"Python did not run there ({last}): {trial}"
