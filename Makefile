@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test test-cluster test-all lint clean
+.PHONY: demo test test-cluster test-all mutants lint clean
 
 demo: $(VENV)/installed
 	PATH="$(BIN):$$PATH" flash-launch --nodes 2 --strategy freeze_unfreeze_deepspeed
@@ -17,6 +17,10 @@ test-cluster: $(VENV)/installed-test
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# edits of the code that tests must notice: all of tests/mutants/*.toml, or `make mutants ONLY=name`
+mutants: $(VENV)/installed-test
+	$(BIN)/python tests/mutants/run_mutants.py $(if $(ONLY),--only $(ONLY))
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check
