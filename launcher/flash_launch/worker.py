@@ -35,6 +35,7 @@ from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_launch.tracking.logger import RunLogger, start_tracking
 from flash_strategies.digest import combined_digest
+from flash_strategies.errors import ProofError
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
 
 ATTEMPT = "FLASH_LAUNCH_ATTEMPT"
@@ -181,19 +182,24 @@ def _finish(
 ) -> None:
     transitions = finetuning.transitions
     control = transitions.control
-    transitions.check()
     digests = control.gather(combined_digest(transitions.engine.whole_digests()), "the end of the run")
+    equal = len(set(digests)) == 1
+    summary = {
+        "status": "finished" if equal else "failed",
+        "metrics": recorder.metrics,
+        "parameter_digest": {str(rank): digest for rank, digest in enumerate(digests)},
+        "phases": [phase.summary() for phase in recorder.phases],
+        "world_size": trainer.world_size,
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+    }
+    if not equal and trainer.is_global_zero:
+        write_json(folder.summary_json, summary)
+    transitions.check()  # names what differs
+    if not equal:
+        raise ProofError(f"at the end of the run, the ranks' digests differ: {', '.join(map(str, digests))}")
     save_weights(transitions.engine, assembly.task, folder.weights, write=trainer.is_global_zero)
     if trainer.is_global_zero:
-        summary = {
-            "status": "finished",
-            "metrics": recorder.metrics,
-            "parameter_digest": {str(rank): digest for rank, digest in enumerate(digests)},
-            "phases": [phase.summary() for phase in recorder.phases],
-            "world_size": trainer.world_size,
-            "steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
-        }
         write_json(folder.summary_json, summary)
     control.meet("the end of the run")
     dist.destroy_process_group()

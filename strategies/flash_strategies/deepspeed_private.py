@@ -401,6 +401,11 @@ def partition_of(parameter: nn.Parameter) -> PartitionedTensor:
     return cast(PartitionedTensor, vars(parameter)["ds_tensor"])
 
 
+def gathered_copy(parameter: nn.Parameter) -> torch.Tensor | None:
+    """The whole of a stage 3 parameter, where this rank holds it beside its partition."""
+    return parameter.detach() if vars(parameter)["ds_status"].name == "AVAILABLE" else None
+
+
 def forget_gradients(wrapper: ZeroWrapper) -> None:
     """Let the wrapper forget all gradients after each step, and not only those that come again.
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
-
-import torch
-from torch.utils.hooks import RemovableHandle
 
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.digest import combined_digest
 from flash_strategies.engines.base import Engine, StateBytes
 from flash_strategies.errors import ProofError
+from flash_strategies.first_step import FirstStep
+from flash_strategies.proof import named, prove_equal
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,20 @@ class TransitionReport:
 class Transitions:
     """Makes transitions on an engine; every rank has one and calls it at the same points."""
 
-    def __init__(self, engine: Engine, control: ControlGroup, *, loss_scaled: bool = False) -> None:
+    def __init__(self, engine: Engine, control: ControlGroup) -> None:
         """Begin with the engine's present groups.
 
         Args:
             engine: how the ranks hold the model.
             control: for agreement and proof.
-            loss_scaled: gradients carry a loss scale (fp16), so their size says nothing.
         """
         self.engine = engine
         self.control = control
         self.number = 0
         self.phase = ""
         self.fingerprint = ""
-        self._loss_scaled = loss_scaled
         self._frozen: dict[str, int] = {}
-        self._pending: _Watch | None = None
+        self._pending: FirstStep | None = None
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -130,11 +125,11 @@ class Transitions:
         after = self.prove_equal()
         self._prove_frozen(after)
         if changed := [name for name in digests if after[name] != digests[name]]:
-            raise ProofError(f"the transition to phase {phase!r} changed the weights of {_names(changed)}; stopped")
+            raise ProofError(f"the transition to phase {phase!r} changed the weights of {named(changed)}; stopped")
         self._remember_frozen(after)
         unfrozen = tuple(name for name in self.trainable if name not in set(before))
         refrozen = tuple(name for name in before if name not in set(self.trainable))
-        self._pending = _Watch(engine, phase, unfrozen, after, loss_scaled=self._loss_scaled)
+        self._pending = FirstStep(engine, phase, unfrozen, after)
         return TransitionReport(
             phase,
             self.number,
@@ -166,7 +161,7 @@ class Transitions:
         digests = self.prove_equal()
         self._remember_frozen(digests)
         if watched:
-            self._pending = _Watch(self.engine, phase, watched, digests, loss_scaled=self._loss_scaled)
+            self._pending = FirstStep(self.engine, phase, watched, digests)
         elif any(memory.kinds for memory in self.engine.memory()):
             self.engine.after_first_step()
 
@@ -174,7 +169,7 @@ class Transitions:
         """When gradients are ready, before the optimizer steps."""
         self.engine.before_step()
         if self._pending is not None:
-            self._pending.note_rates()
+            self._pending.before_step()
 
     def after_step(self) -> None:
         """After each optimizer step; the first of a phase is proved.
@@ -193,36 +188,17 @@ class Transitions:
         self._prove_frozen(self.prove_equal())
         if stuck:
             raise ProofError(
-                f"after the first step of phase {phase!r}, {_names(stuck)} did not move although unfrozen, with a "
+                f"after the first step of phase {phase!r}, {named(stuck)} did not move although unfrozen, with a "
                 "gradient and a learning rate above zero; stopped, because the run would not be what its strategy says"
             )
 
     def prove_equal(self, names: Sequence[str] | None = None) -> dict[str, int]:
-        """Digest of each whole parameter, proved equal on all ranks.
-
-        Args:
-            names: the parameters; all of them where it is left out.
+        """Digest of each whole parameter, proved equal on all ranks; see proof.prove_equal.
 
         Raises:
-            ProofError: names the parameter and the ranks that differ.
+            ProofError: names what differs and the ranks.
         """
-        names = list(self.engine.parameters) if names is None else names
-        local = self.engine.digests(names)
-        values = torch.tensor([local.get(name, 0) for name in names], dtype=torch.int64)
-        if not self.engine.replicated:
-            # slices add up to the whole; a gathered parameter is the same everywhere since all ranks gather it
-            return dict(zip(names, self.control.sum(values).tolist(), strict=True))
-        low, high = self.control.min_max(values)
-        if differing := (low != high).nonzero().flatten().tolist():
-            name = names[differing[0]]
-            held = self.control.gather(local[name], "the proof that ranks are equal")
-            odd = [rank for rank, digest in enumerate(held) if digest != held[0]]
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            raise ProofError(
-                f"the ranks are not equal: parameter {name}{more} on rank{'s' if len(odd) > 1 else ''} "
-                f"{', '.join(map(str, odd))} differs from rank 0's; stopped"
-            )
-        return dict(zip(names, values.tolist(), strict=True))
+        return prove_equal(self.engine, self.control, names)
 
     def check(self) -> str:
         """Prove that ranks are equal and that nothing frozen moved; the combined digest, in hex.
@@ -241,7 +217,7 @@ class Transitions:
     def _prove_frozen(self, digests: Mapping[str, int]) -> None:
         if moved := [name for name, digest in self._frozen.items() if digests[name] != digest]:
             raise ProofError(
-                f"{_names(moved)} moved while frozen; stopped. Something outside of the optimizer writes to it"
+                f"{named(moved)} moved while frozen; stopped. Something outside of the optimizer writes to it"
             )
 
     def _elements(self, names: Sequence[str]) -> int:
@@ -251,85 +227,6 @@ class Transitions:
         if self._pending is not None:
             self._pending.release()
             self._pending = None
-
-
-class _Watch:
-    """Watches newly unfrozen parameters through their first step."""
-
-    def __init__(
-        self, engine: Engine, phase: str, names: Sequence[str], digests: Mapping[str, int], *, loss_scaled: bool
-    ) -> None:
-        self.phase = phase
-        self._engine = engine
-        self.names = tuple(names)
-        self._scaled = loss_scaled
-        self._before = engine.master_digests(self.names) if engine.has_masters else digests
-        self._largest: dict[str, torch.Tensor] = {}
-        self._rates: dict[str, float] = {}
-        self._hooks = [_hooked(engine.parameters[name], self._hook(name)) for name in self.names]
-
-    def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
-        def note(gradient: torch.Tensor) -> None:
-            size = gradient.detach().abs().max().float()
-            self._largest[name] = torch.maximum(self._largest[name], size) if name in self._largest else size
-
-        return note
-
-    def note_rates(self) -> None:
-        for cohort, group in zip(self._engine.cohorts, self._engine.optimizer.param_groups, strict=True):
-            self._rates.update(dict.fromkeys(cohort.names, float(group["lr"])))
-
-    def verdict(self, control: ControlGroup) -> list[str] | None:
-        """Names that should have moved and did not; None if no step was made that could move them."""
-        if not self.names:
-            return []
-        now = self._engine.master_digests(self.names)
-        still = {name for name in self.names if now.get(name) == self._before.get(name)}
-        moved = torch.tensor([int(name not in still) for name in self.names])
-        sizes = torch.tensor(
-            [float(self._largest[n]) if n in self._largest else 0.0 for n in self.names], dtype=torch.float64
-        )
-        largest = self._largest_weights(still)
-        weights = torch.tensor([largest.get(name, 0.0) for name in self.names], dtype=torch.float64)
-        finite = torch.isfinite(sizes)
-        sizes = torch.where(finite, sizes, torch.zeros_like(sizes))
-        facts = torch.stack([moved.double(), (~finite).double(), sizes, weights])
-        moved, broken, sizes, weights = control.min_max(facts)[1]
-        rates = torch.tensor([self._rates.get(n, 0.0) for n in self.names], dtype=torch.float64)
-        pushed = (sizes > 0) & (rates > 0)
-        if not bool(moved.any()) and (bool(broken.any()) or not bool(pushed.any())):
-            return None if bool(broken.any()) or bool((rates <= 0).all()) else []
-        # an update of this part of the largest weight cannot be lost in rounding
-        types = [torch.float32 if self._engine.has_masters else self._engine.parameters[n].dtype for n in self.names]
-        rounding = torch.tensor([torch.finfo(dtype).eps for dtype in types], dtype=torch.float64)
-        if bool(moved.any()):
-            if self._scaled:
-                return []
-            rounding = rounding.clamp(min=2.0**-16)  # far above it: gradients are clipped after they are seen here
-        stuck = (moved == 0) & pushed & (rates * sizes.clamp(max=1.0) > weights * rounding)
-        return [name for name, bad in zip(self.names, stuck.tolist(), strict=True) if bad]
-
-    def _largest_weights(self, names: Collection[str]) -> dict[str, float]:
-        return {
-            chunk.name: float(torch.linalg.vector_norm(chunk.tensor, math.inf))
-            for chunk in self._engine.weights(names)
-            if chunk.tensor.numel()
-        }
-
-    def release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
-def _hooked(parameter: torch.Tensor, note: Callable[[torch.Tensor], None]) -> RemovableHandle:
-    return cast(RemovableHandle, parameter.register_hook(note))  # type: ignore[no-untyped-call]
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"parameter{'s' if len(names) > 1 else ''} {shown}" + (
-        f" and {len(names) - 3} more" if len(names) > 3 else ""
-    )
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -52,14 +52,18 @@ AGREEMENT = [
 ALARMS = [
     Case(2, "alarm", (setup, how))
     for setup in SETUPS
-    for how in ("frozen_one", "frozen_all", "ulp", "stuck")
+    for how in ("frozen_one", "frozen_all", "ulp", "stuck", "lr", "start", "copy")
     if (setup, how) != ("zero3", "ulp")  # a slice has no copy that it could differ from
+    and (setup == "zero3" or how != "copy")
 ]
 CALM = [
     Case(2, "calm", (setup, how))
     for setup in SETUPS
-    for how in ("zero_gradients", "warm_up", "unused", "tiny_bf16", "ones_bf16")
+    for how in ("zero_gradients", "warm_up", "unused", "tiny_bf16", "ones_bf16", "shrinks", "overflow")
+    if (setup, how) != ("ddp", "overflow")  # has no scaler of its own
 ]
+LINKED = [Case(1, "linked", (setup,)) for setup in ("zero1", "zero2")]
+SCALE = [Case(1, "scale", (setup,)) for setup in ZERO]
 LEAKS = [Case(2, "leaks", (setup,)) for setup in SETUPS]
 BYTES = [
     *(Case(2, "bytes", (setup, precision)) for setup in SETUPS for precision in PRECISIONS),
@@ -67,5 +71,5 @@ BYTES = [
 ]
 RELOCATE = [Case(n, "relocate") for n in (2, 3)]
 
-_ALL = [*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LEAKS, *BYTES, *RELOCATE]
+_ALL = [*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LINKED, *SCALE, *LEAKS, *BYTES, *RELOCATE]
 BY_NAME = {case.name: case for case in _ALL}

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from engine_cases import BY_NAME, PHASES, STEPS
 from engine_nets import GLOBAL_BATCH, Chain, Deep
+from engine_proofs import alarm, calm, linked, scale
 from engine_runs import RANK, WORLD_SIZE, Run, config, named, same
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,7 +21,7 @@ from flash_launch.setups import ModelNumbers, RunNumbers, load_setup, resolve_se
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.digest import slice_digest
 from flash_strategies.engines.zero12 import Flat, Span, relocate
-from flash_strategies.errors import AgreementError, ProofError
+from flash_strategies.errors import AgreementError
 
 
 def template(setup: str, bf16: bool) -> dict[str, object]:
@@ -145,83 +145,6 @@ def _goes_on(run: Run, setup: str) -> list[str]:
     undisturbed.move("cd", phase="unfrozen")
     undisturbed.step(2)
     return same(run.everything(), undisturbed.everything())
-
-
-# ---- proof
-
-
-def alarm(setup: str, how: str) -> str | None:
-    """Something goes wrong behind the library's back; what it says."""
-    run = Run(setup, "d")
-    run.step(2)
-    try:
-        match how:
-            case "frozen_one":
-                _one_ulp(run, "a.weight", ranks=(1,))
-            case "frozen_all":
-                _one_ulp(run, "a.weight", ranks=(0, 1))
-            case "ulp":
-                _one_ulp(run, "d.bias", ranks=(1,))
-            case "stuck":
-                _skip(run, "c.weight")
-                run.move("cd")
-                run.step()
-                return None
-        run.transitions.check()
-    except ProofError as error:
-        return str(error)
-    return None
-
-
-def _one_ulp(run: Run, name: str, ranks: tuple[int, ...]) -> None:
-    """Move one element of what these ranks hold of a parameter to the next number."""
-    if RANK in ranks:
-        (chunk,) = run.engine.weights([name])
-        element = chunk.tensor[0]
-        element.copy_(torch.nextafter(element, torch.tensor(100.0)))
-
-
-def _skip(run: Run, name: str) -> None:
-    """Make the optimizer pass over a parameter."""
-    step = run.optimizer.step
-
-    def skipping(*args: object) -> object:
-        masters = [c.tensor for kind, c in run.engine.state() if kind == "master" and c.name == name]
-        held = masters or [c.tensor for c in run.engine.weights([name])]
-        before = [tensor.clone() for tensor in held]
-        result = step(*args)
-        with torch.no_grad():
-            for tensor, value in zip(held, before, strict=True):
-                tensor.copy_(value)
-        return result
-
-    run.optimizer.step = skipping
-
-
-def calm(setup: str, how: str) -> dict[str, object]:
-    """Nothing goes wrong, though some parameters do not move: no error, and whether the proof is through at the end."""
-
-    def no_decay(task: nn.Module) -> torch.optim.Optimizer:
-        rate = {"tiny_bf16": 1e-9, "ones_bf16": 1e-4}.get(how, 1e-2)
-        return torch.optim.AdamW(task.parameters(), lr=rate, weight_decay=0.0)
-
-    def warm_up(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 0.0 if how == "warm_up" and s < 4 else 1.0)
-
-    def net() -> nn.Module:
-        chain = Chain()
-        if how == "ones_bf16":  # as a layer norm's weights, from which bf16 cannot subtract 1e-4
-            nn.init.ones_(chain.c.weight)
-        return chain
-
-    run = Run(setup, "d", optimizer_of=no_decay, schedule=warm_up, bf16=how.endswith("bf16"), net=net)
-    run.step()
-    run.move("de" if how == "unused" else "cd")
-    before = run.weights()
-    run.step(1, scale={"zero_gradients": 0.0, "ones_bf16": 1e3}.get(how, 1.0))
-    moved = same(before, run.weights())
-    run.step(4)
-    return {"moved": moved, "moved_later": same(before, run.weights())}
 
 
 # ---- leaks
@@ -372,6 +295,8 @@ CASES: dict[str, Callable[..., object]] = {
     "absence": absence,
     "alarm": alarm,
     "calm": calm,
+    "linked": linked,
+    "scale": scale,
     "leaks": leaks,
     "bytes": bytes_held,
     "relocate": relocate_slices,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_cases import ALARMS, CALM, Case
+from engine_cases import ALARMS, CALM, LINKED, SCALE, Case
 
 if TYPE_CHECKING:
     from conftest import Suites
@@ -18,6 +18,9 @@ WORDS = {
     "frozen_all": MOVED_WHILE_FROZEN,
     "ulp": "parameter d.bias on rank 1 differs from rank 0's",
     "stuck": "after the first step of phase 'train cd', parameter c.weight did not move although unfrozen",
+    "copy": "the whole copy of parameter a.weight on rank 1 differs from the slices",
+    "lr": "lr of param group 0 is",
+    "start": "rank 1 differs from rank 0 ('here' is rank 0, 'there' rank 1): plan.phase is 'start' here",
 }
 
 
@@ -38,6 +41,8 @@ MOVED = {
     "warm_up": (set(), CD),
     "unused": ({"d.weight", "d.bias"}, ED),
     "tiny_bf16": (set(), set()),
+    "shrinks": (set(), set()),
+    "overflow": (set(), CD),
 }
 
 
@@ -50,3 +55,14 @@ def test_what_is_right_raises_no_alarm(case: Case, suites: Suites) -> None:
             assert "c.weight" not in later
         else:
             assert (moved, later) == MOVED[case.arguments[1]]
+
+
+@pytest.mark.parametrize("case", LINKED, ids=lambda case: case.name)
+def test_deepspeeds_own_functions_find_the_moments_of_what_was_unfrozen(case: Case, suites: Suites) -> None:
+    (found,) = suites.result(case.suite, case.world_size, case.name)
+    assert set(found) == CD
+
+
+@pytest.mark.parametrize("case", SCALE, ids=lambda case: case.name)
+def test_the_loss_scale_comes_over_a_transition_and_back_from_a_checkpoint(case: Case, suites: Suites) -> None:
+    assert suites.result(case.suite, case.world_size, case.name) == [[512.0, 512.0, 512.0]]

@@ -275,6 +275,10 @@ class Engine(ABC):
         """(kind, chunk) of fp32 masters ("master") and per-element optimizer state ("exp_avg", ...) on this rank."""
 
     @abstractmethod
+    def gradients(self) -> Iterator[Chunk]:
+        """While the torch optimizer steps: the gradients it steps with, as this rank holds them."""
+
+    @abstractmethod
     def memory(self) -> list[GroupMemory]:
         """What the optimizer remembers, by live group.
 
@@ -324,6 +328,10 @@ class Engine(ABC):
             return {}
         values = torch.stack(list(sums.values())).tolist()
         return dict(zip(sums, values, strict=True))
+
+    def copies(self, names: Collection[str]) -> dict[str, int]:
+        """Digest of each parameter that this rank holds whole although it is partitioned."""
+        return {}
 
     def master_digests(self, names: Collection[str]) -> dict[str, int]:
         """As `digests`, of the fp32 masters where there are such, else of the weights."""

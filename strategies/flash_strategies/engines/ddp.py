@@ -100,6 +100,15 @@ class DDPEngine(Engine):
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                         yield kind, Chunk(name, 0, value.reshape(-1))
 
+    def gradients(self) -> Iterator[Chunk]:
+        """Whole gradients; of a sparse one, the values that are there."""
+        for cohort in self.cohorts:
+            for name in cohort.names:
+                gradient = self.parameters[name].grad
+                if gradient is not None:
+                    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+                    yield Chunk(name, 0, values.detach().reshape(-1))
+
     def memory(self) -> list[GroupMemory]:
         """From the state of each parameter."""
         found = []

@@ -64,6 +64,12 @@ class Flat:
             if begin < end:
                 yield span, begin - span.offset, end - span.offset
 
+    def chunks(self, values: torch.Tensor, rank: int) -> Iterator[Chunk]:
+        """A rank's partition of one kind of state, (partition,), by parameter; views."""
+        for span, begin, end in self.pieces(rank):
+            start = span.offset + begin - rank * self.partition
+            yield Chunk(span.name, begin, values[start : start + end - begin])
+
 
 class Zero12Engine(Engine):
     """A DeepSpeed engine at stage 1 or 2."""
@@ -162,9 +168,14 @@ class Zero12Engine(Engine):
         for index in range(len(self.cohorts)):
             flat = self._flat(index)
             for kind, values in {"master": flat.master.detach(), **flat.moments}.items():
-                for span, begin, end in flat.pieces(rank):
-                    start = span.offset + begin - rank * flat.partition
-                    yield kind, Chunk(span.name, begin, values[start : start + end - begin])
+                yield from ((kind, chunk) for chunk in flat.chunks(values, rank))
+
+    def gradients(self) -> Iterator[Chunk]:
+        """Of the group that is stepped: unscaled and clipped, in this rank's partition."""
+        rank = dist.get_rank(self.engine.optimizer.dp_process_group)
+        for index, master in enumerate(self.engine.optimizer.single_partition_of_fp32_groups):
+            if master.grad is not None:
+                yield from self._flat(index).chunks(master.grad, rank)
 
     def memory(self) -> list[GroupMemory]:
         """From the state of each group's partition."""

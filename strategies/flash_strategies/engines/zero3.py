@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from flash_strategies import deepspeed_private as private
+from flash_strategies.digest import slice_digest
 from flash_strategies.engines.base import Chunk, GroupMemory, StateBytes, group_memory, tensor_bytes
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.plan import PhasePlan
@@ -145,10 +146,26 @@ class Zero3Engine(Zero12Engine):
     def state(self) -> Iterator[tuple[str, Chunk]]:
         """Views of this rank's slices of masters and moments."""
         for held in self._held():
-            for name, (offset, padded) in held.spans.items():
-                start, numel = self._bounds(name, padded)
-                for kind, values in {"master": held.master.detach(), **held.moments}.items():
-                    yield kind, Chunk(name, start, values[offset : offset + numel])
+            for kind, values in {"master": held.master.detach(), **held.moments}.items():
+                yield from ((kind, chunk) for chunk in self._chunks(held, values))
+
+    def gradients(self) -> Iterator[Chunk]:
+        """Of the sub-group that is stepped: unscaled and clipped, this rank's slices."""
+        for held in self._held():
+            if held.master.grad is not None:
+                yield from self._chunks(held, held.master.grad)
+
+    def _chunks(self, held: Held, values: torch.Tensor) -> Iterator[Chunk]:
+        for name, (offset, padded) in held.spans.items():
+            start, numel = self._bounds(name, padded)
+            yield Chunk(name, start, values[offset : offset + numel])
+
+    def copies(self, names: Collection[str]) -> dict[str, int]:
+        """Of parameters that stay gathered, since they are small, or are so just now."""
+        whole = {name: private.gathered_copy(self.parameters[name]) for name in names}
+        digests = {name: slice_digest(copy) for name, copy in whole.items() if copy is not None}
+        values = torch.stack(list(digests.values())).tolist() if digests else []
+        return dict(zip(digests, values, strict=True))
 
     def memory(self) -> list[GroupMemory]:
         """From the state of each sub-group's flat tensor."""

@@ -86,8 +86,7 @@ class FinetuningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Agree on the first phase and prove that the ranks begin equal."""
         engine = _engine(trainer, pl_module)
-        scaled = str(trainer.precision).startswith("16")
-        self._transitions = Transitions(engine, ControlGroup(self.timeout), loss_scaled=scaled)
+        self._transitions = Transitions(engine, ControlGroup(self.timeout))
         self._steps_seen = trainer.global_step
         report = self._transitions.start(self.first_phase)
         if not self.resuming:
