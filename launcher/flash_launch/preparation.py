@@ -35,7 +35,9 @@ class Preparation:
     """The phases of the plan."""
 
     def describe(self) -> Iterator[str]:
-        """The phases, a line each, as far as the plan tells of them."""
+        """The data and the phases, a line each, as far as the plan tells of them."""
+        if data := self.plan.get("data"):
+            yield f"data: {data}"
         width = max((len(str(phase.get("name"))) for phase in self.phases), default=0)
         for phase in self.phases:
             line = f"epoch {phase.get('first_epoch')}: {phase.get('name')!s:<{width}}"

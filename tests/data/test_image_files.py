@@ -40,7 +40,7 @@ def test_a_folder_of_classes_is_split_by_class_and_seed(tmp_path: Path) -> None:
     data = build(tmp_path)
     assert data.class_names == ("ant", "bee", "one")
     assert (data.train_size, data.val_size, data.num_classes, data.image_size) == (14, 3, 3, 8)
-    assert "14 + 3 images of 3 classes" in data.description
+    assert "3 classes (ant, bee, one), 14 images to train on, 3 to validate on" in data.description
     again, other = build(tmp_path), build_data(str(tmp_path), batch_size=2, seed=1)
     assert again._val == data._val
     assert isinstance(other, ImageData)
@@ -90,12 +90,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_are_found_and_named(tmp_path: Path) -> None:
-    folder_of(tmp_path, {"a": 4}, "jpg")
+    folder_of(tmp_path, {"a": 4, "b": 2}, "jpg")
     whole = picture(tmp_path / "a" / "cut.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "a" / "text.jpg").write_text("no image")
     data = build(tmp_path)
-    with pytest.raises(DataError, match=r"2 of 6 images cannot be read, the first is .*/(cut|text).jpg \(.+\)"):
+    with pytest.raises(DataError, match=r"2 of 8 images cannot be read, the first is .*/(cut|text).jpg \(.+\)"):
         check_data(data, 1)
     with pytest.raises(DataError, match=r"image .*/(cut|text).jpg cannot be read"):
         list(data.train_dataloader()), list(data.val_dataloader())
@@ -188,6 +188,6 @@ def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("path,label\nä.png,x\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin.csv cannot be read as CSV in UTF-8"):
         build(tmp_path / "latin.csv")
-    data: RunData = build(manifest(tmp_path, "path,label\nimages/0.png,a\nimages/9.png,a\n"))
+    data: RunData = build(manifest(tmp_path, "path,label\nimages/0.png,a\nimages/9.png,b\n"))
     with pytest.raises(DataError, match=r"1 of 2 images are missing, the first is .*/images/9.png"):
         check_data(data, 1)

@@ -41,7 +41,7 @@ def build_data(
         task: the task, asked for its loaders where `spec` is None.
 
     Raises:
-        DataError: data that do not exist, or cannot be used.
+        DataError: data that do not exist, or cannot be used; one class of images, and no `task` to make sense of it.
         TaskError: a "module:Class" that cannot be found or built.
     """
     if spec is None:
@@ -55,7 +55,7 @@ def build_data(
         return OwnData(build_own(load_class(spec, LightningDataModule), args or {}, "--data-args"), seed)
     if path.suffix.lower() != ".csv" and not path.is_dir() and "/" not in spec:
         raise DataError(f"--data {spec} is neither digits, a folder, a file that ends with .csv, nor module:Class")
-    return (image_manifest if path.suffix.lower() == ".csv" else image_folder)(
+    data = (image_manifest if path.suffix.lower() == ".csv" else image_folder)(
         path,
         batch_size=batch_size,
         seed=seed,
@@ -63,6 +63,12 @@ def build_data(
         num_workers=num_workers,
         image_size=image_size,
     )
+    if task is None and data.num_classes == 1:
+        raise DataError(
+            f"{data.description}: a classifier needs two classes or more. In a folder each folder is a class, in a CSV "
+            "file each label; give --data the folder that holds the folders of the classes"
+        )
+    return data
 
 
 def check_data(data: RunData, world_size: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from flash_launch.data.run_data import MapData
+from flash_launch.data.run_data import MapData, described
 
 __all__ = ["Digits", "digit_images", "digit_split"]
 
@@ -55,7 +55,8 @@ class Digits(MapData[tuple[Tensor, ...]]):
         self.class_names = tuple(str(digit) for digit in _CLASSES)
         self.num_classes = len(_CLASSES)
         self.image_size = image_size or 8
-        self.description = "scikit-learn's handwritten digits 5 to 9"
+        counts = described(self.class_names, self.train_size, self.val_size)
+        self.description = f"scikit-learn's handwritten digits 5 to 9: {counts}"
         if self.image_size != 8:
             self._train, self._val = self._resized(self._train), self._resized(self._val)
 

@@ -1,15 +1,34 @@
 """A folder of images with a folder per class, as train/CLASS and val/CLASS or as CLASS alone."""
 
 import os
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from flash_launch.data.folder_splits import LEFT_BY_TOOLS, Splits, kind_of_split, splits_in
 from flash_launch.data.images import ImageData, LabelledImages, split_by_class
 from flash_launch.errors import DataError
 
 __all__ = ["IMAGE_ENDINGS", "image_folder"]
 
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Files that end so, in lower or upper case, are images; others are passed over."""
+IMAGE_ENDINGS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
+"""Files that end so, in lower or upper case, are images; others are passed over, and counted."""
+
+# Folders that do not set classes apart: each class may have one of the same name.
+_INNER = {"images", "image", "imgs", "img", "jpegimages", "jpeg", "jpg", "photos", "pictures", "data"}
+
+
+@dataclass
+class _Found:
+    """What was seen while a folder was listed."""
+
+    notes: list[str] = field(default_factory=list)
+    """Sentences that the user should know."""
+
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are not images, by their ending."""
 
 
 def image_folder(
@@ -23,37 +42,29 @@ def image_folder(
 ) -> ImageData:
     """The images of a folder.
 
-    Where it has both train/ and val/, these are the split; else each folder in it is a class, and `val_fraction` of
-    each class is held back, chosen by the seed. Folders inside a class belong to it; hidden files and folders are
-    passed over.
+    Where it has folders for a training and a validation split, in any of their usual names, these are the split; else
+    each folder in it is a class, and `val_fraction` of each class is held back, chosen by the seed. A single folder
+    that holds all others is descended into. Folders inside a class belong to it; hidden files and folders, and those
+    that tools leave behind, are passed over.
 
     Raises:
-        DataError: no such folder, no classes, a class without images, a class in val/ that is not in train/, or
-            a train/ without a val/.
+        DataError: no such folder, no classes, a class without images, a class to validate on that is not trained on,
+            a split for training alone, two folders for one split, or folders that may be splits or classes.
     """
     if not folder.is_dir():
         why = f"{folder} is not a folder" if folder.exists() else f"the folder {folder} does not exist"
         raise DataError(f"{why}: give --data a folder of images with a folder per class, or a file that ends with .csv")
+    found = _Found()
+    folder = _descended(folder, found)
     top = _folders(folder)
-    if "train" in top and "val" in top:
-        names = _class_names(folder / "train")
-        val_names = _class_names(folder / "val")
-        unknown = sorted(set(val_names) - set(names))
-        if unknown:
-            raise DataError(
-                f"{folder / 'val' / unknown[0]} is a class that {folder / 'train'} does not have; "
-                f"it has {_listed(names)}"
-            )
-        train, val = _images(folder / "train", names, names), _images(folder / "val", val_names, names)
+    splits = splits_in(folder, {name: bool(_folders(folder / name)) for name in top})
+    if splits is not None:
+        names, train, val = _split_images(splits, found)
     else:
-        if "train" in top and _folders(folder / "train"):
-            raise DataError(
-                f"{folder} has a folder train with folders in it, but no folder val: add {folder / 'val'}, "
-                f"or give {folder / 'train'} to have a part of it held back"
-            )
+        _check_no_splits(folder, top)
         names = _class_names(folder)
-        train, val = split_by_class(_images(folder, names, names), val_fraction, seed)
-    return ImageData(
+        train, val = split_by_class(_images(folder, names, names, found), val_fraction, seed)
+    data = ImageData(
         train,
         val,
         names,
@@ -63,11 +74,65 @@ def image_folder(
         num_workers=num_workers,
         image_size=image_size,
     )
+    if found.others:
+        endings = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in found.others.most_common(5))
+        found.notes.append(f"files that are not images by their ending are passed over: {endings}")
+    data.notes += found.notes
+    return data
+
+
+def _split_images(splits: Splits, found: _Found) -> tuple[list[str], LabelledImages, LabelledImages]:
+    train, val = (_descended(split, found, inside_split=True) for split in (splits.train, splits.val))
+    found.notes += splits.notes
+    names, val_names = _class_names(train), _class_names(val)
+    unknown = sorted(set(val_names) - set(names))
+    if unknown:
+        raise DataError(f"{val / unknown[0]} is a class that {train} does not have; it has {_listed(names)}")
+    return names, _images(train, names, names, found), _images(val, val_names, names, found)
+
+
+def _descended(folder: Path, found: _Found, *, inside_split: bool = False) -> Path:
+    """The folder, or what holds its folders where it has a single one with folders inside, as unpacked archives do."""
+    outer = folder
+    while len(top := _folders(folder)) == 1 and _folders(folder / top[0]) and not _has_images(folder):
+        if kind_of_split(top[0]) is not None and not inside_split:
+            break
+        folder = folder / top[0]
+    if folder != outer:
+        found.notes.append(f"{outer} holds a single folder: its classes are taken from {folder}")
+    return folder
+
+
+def _check_no_splits(folder: Path, top: list[str]) -> None:
+    """Ask about folders that all have the same folders inside: these may be splits, or classes."""
+    inside = [{name.lower() for name in _folders(folder / name)} - _INNER for name in top]
+    if len(top) < 2 or not all(inside) or any(_has_images(folder / name) for name in top):
+        return
+    most = max(inside, key=len)
+    if all(names <= most for names in inside):
+        raise DataError(
+            f"{_listed(top)} in {folder} have the same folders inside ({_listed(sorted(most))}): are they splits, or "
+            "classes? If splits, call the one to train on train and the one to validate on val; if classes, move the "
+            "images up into them, or list them in a CSV file with the columns path,label"
+        )
+
+
+def _has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(_is_image(entry.name) for entry in entries)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+
+
+def _is_content(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in LEFT_BY_TOOLS
 
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and _is_content(entry.name))
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -77,13 +142,13 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path, present: list[str], names: list[str]) -> LabelledImages:
+def _images(folder: Path, present: list[str], names: list[str], found: _Found) -> LabelledImages:
     """The images of the classes that are present, labelled by position in all names."""
     label_of = {name: label for label, name in enumerate(names)}
     paths: list[Path] = []
     labels: list[int] = []
     for name in present:
-        of_class = _image_files(folder / name)
+        of_class = _image_files(folder / name, found)
         if not of_class:
             raise DataError(
                 f"the class {name!r} is empty: {folder / name} has no images "
@@ -94,13 +159,13 @@ def _images(folder: Path, present: list[str], names: list[str]) -> LabelledImage
     return LabelledImages(tuple(paths), tuple(labels))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    found: list[Path] = []
+def _image_files(folder: Path, found: _Found) -> list[Path]:
+    images: list[Path] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        endings = (name for name in sorted(files) if name.lower().endswith(IMAGE_ENDINGS) and name[0] != ".")
-        found += [Path(parent, name) for name in endings]
-    return found
+        folders[:] = sorted(name for name in folders if _is_content(name))
+        images += [Path(parent, name) for name in sorted(files) if _is_image(name)]
+        found.others.update(Path(name).suffix for name in files if _is_content(name) and not _is_image(name))
+    return images
 
 
 def _listed(names: list[str]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from flash_launch.data.run_data import MapData
+from flash_launch.data.pixels import look_at, notes_on, read_image
+from flash_launch.data.run_data import MapData, described
 from flash_launch.data.sampling import derived_seed, drawn_from
 from flash_launch.errors import DataError
 
@@ -21,9 +22,6 @@ __all__ = ["ImageData", "ImageFiles", "LabelledImages", "check_files", "read_ima
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
 _SCAN_LIMIT = 20_000
-
-# What PIL raises for a file that is missing, cut short, no image, or made to exhaust the memory.
-_READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,6 @@ class LabelledImages:
 
     labels: tuple[int, ...]
     """As many labels, from 0."""
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read a file as RGB.
-
-    Raises:
-        DataError: it cannot be read; names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except _READ_ERRORS as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -107,7 +92,7 @@ class ImageData(MapData[tuple[Tensor, int]]):
         self.train_size, self.val_size = len(train.paths), len(val.paths)
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.image_size = image_size or 224
-        self.description = f"{description}: {self.train_size} + {self.val_size} images of {self.num_classes} classes"
+        self.description = f"{description}: {described(self.class_names, self.train_size, self.val_size)}"
         if not self.class_names:
             raise DataError(f"{description} has no classes")
         counts = Counter(train.labels)
@@ -132,11 +117,14 @@ class ImageData(MapData[tuple[Tensor, int]]):
             DataError: fewer validation images than ranks; files that are missing or cannot be read.
         """
         super().check(world_size)
-        check_files((*self._train.paths, *self._val.paths), seed=self.seed)
+        self.notes += check_files((*self._train.paths, *self._val.paths), seed=self.seed)
 
 
-def check_files(paths: Sequence[Path], *, seed: int = 0, limit: int = _SCAN_LIMIT) -> None:
+def check_files(paths: Sequence[Path], *, seed: int = 0, limit: int = _SCAN_LIMIT) -> tuple[str, ...]:
     """Look whether all files are there, and decode them: all, or `limit` of them chosen by the seed.
+
+    Returns:
+        What was decided about images that can be read in more than one way, a sentence each.
 
     Raises:
         DataError: files that are missing or cannot be read; names the first of them.
@@ -154,22 +142,14 @@ def check_files(paths: Sequence[Path], *, seed: int = 0, limit: int = _SCAN_LIMI
         if len(paths) > limit:
             generator = torch.Generator().manual_seed(derived_seed("scan", seed))
             chosen = [paths[index] for index in torch.randperm(len(paths), generator=generator)[:limit].tolist()]
-        faults = [fault for fault in threads.map(_fault, chosen) if fault]
+        looks = list(threads.map(look_at, chosen))
+    faults = [look for look in looks if look.fault]
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(chosen)} images cannot be read, the first is {faults[0]}: mend them, or take them "
-            "out of the data"
+            f"{len(faults)} of {len(chosen)} images cannot be read, the first is {faults[0].path} ({faults[0].fault}): "
+            "mend them, or take them out of the data"
         )
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (1, 1))  # JPEG files are decoded at an eighth of their size, to their end all the same
-            image.load()
-    except _READ_ERRORS as error:
-        return f"{path} ({error})"
-    return None
+    return notes_on(looks)
 
 
 def split_by_class(images: LabelledImages, val_fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:

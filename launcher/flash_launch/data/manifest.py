@@ -1,7 +1,8 @@
 """A CSV file that lists images: the columns path, label and, if wanted, split (train or val)."""
 
 import csv
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from flash_launch.data.images import ImageData, LabelledImages, split_by_class
 from flash_launch.errors import DataError
 
 __all__ = ["image_manifest"]
+
+_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ def image_manifest(
     Without a column `split`, `val_fraction` of each class is held back, chosen by the seed.
 
     Raises:
-        DataError: the file does not exist or is not CSV in UTF-8; columns are missing; a line with an empty path or
-            label or another split; an image listed twice with different labels or splits; no images; a class in val
-            that is not in train. Whether the images are there is seen by `check`.
+        DataError: the file does not exist or is not CSV in UTF-8; columns are missing; a line with more or fewer cells
+            than the first, an empty path or label, or another split; an image listed twice with different labels or
+            splits; no images; a class in val that is not in train. Whether the images are there is seen by `check`.
     """
-    rows = _read(file)
+    rows, notes = _read(file)
     if not rows:
         raise DataError(f"{file} lists no images: after the line path,label it needs a line for each")
     seen: dict[Path, _Row] = {}
@@ -68,7 +71,7 @@ def image_manifest(
     else:
         names = _sorted({row.label for row in unique})
         train, val = split_by_class(_labelled(unique, names), val_fraction, seed)
-    return ImageData(
+    data = ImageData(
         train,
         val,
         names,
@@ -78,32 +81,85 @@ def image_manifest(
         num_workers=num_workers,
         image_size=image_size,
     )
+    data.notes += notes
+    return data
 
 
-def _read(file: Path) -> list[_Row]:
+def _read(file: Path) -> tuple[list[_Row], tuple[str, ...]]:
+    """The lines, and what a user should know about how they were read."""
+    text = _text(file)
+    delimiter = _delimiter(text)
+    notes = () if delimiter == "," else (f"{file} is read with {_SEPARATORS[delimiter]} between its cells",)
+    # strict, and no cell over several lines: else a quote that is not closed swallows the lines after it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[_Row] = []
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns = [column.strip() for column in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            missing = [column for column in ("path", "label") if column not in columns]
-            if missing:
+        columns = [column.strip() for column in next(reader, [])]
+        _check_columns(file, columns)
+        for cells in reader:
+            if not cells:
+                continue
+            where = f"{file}, line {reader.line_num}"
+            if any("\n" in cell or "\r" in cell for cell in cells):
+                raise DataError(f"{where}: a cell goes over several lines: is a quote opened before it and not closed?")
+            if len(cells) != len(columns):
                 raise DataError(
-                    f"{file} has no column {' and no column '.join(missing)}: its first line must be path,label or "
-                    f"path,label,split, and is {','.join(columns) or 'empty'}"
+                    f"{where} has {len(cells)} cells and the header has {len(columns)} ({','.join(columns)}): "
+                    f'put a cell that holds {_SEPARATORS[delimiter]} in double quotes, as in "one{delimiter} two"; '
+                    f"the line is {delimiter.join(cells)!r}"
                 )
-            for cells in reader:
-                rows.append(_row(file, reader.line_num, cells, with_split="split" in columns))
+            of_column = dict(zip(columns, cells, strict=True))
+            rows.append(_row(file, reader.line_num, of_column, with_split="split" in columns))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num} cannot be read as CSV: {error}") from error
+    return rows, notes
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"the file {file} does not exist: give --data a CSV file with columns path,label") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read as CSV in UTF-8: {error}") from error
-    return rows
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise DataError(
+            f"{file} cannot be read as CSV in UTF-8: line {line} has the byte 0x{byte:02x}; save it as UTF-8, for "
+            "example with iconv -f FROM -t UTF-8, where FROM may be LATIN1 or UTF-16"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{file}, line {line} has a NUL byte: it is damaged, or not text; save it anew as CSV in UTF-8")
+    return text
 
 
-def _row(file: Path, line: int, cells: dict[str, str | None], *, with_split: bool) -> _Row:
-    path, label, split = ((cells.get(column) or "").strip() for column in ("path", "label", "split"))
+def _delimiter(text: str) -> str:
+    """What separates the cells: a comma, unless the first line has the columns with another separator alone."""
+    header = text.partition("\n")[0]
+    for delimiter in _SEPARATORS:
+        columns = {column.strip().strip('"') for column in header.split(delimiter)}
+        if {"path", "label"} <= columns:
+            return delimiter
+    return ","
+
+
+def _check_columns(file: Path, columns: list[str]) -> None:
+    missing = [column for column in ("path", "label") if column not in columns]
+    if missing:
+        raise DataError(
+            f"{file} has no column {' and no column '.join(missing)}: its first line must be path,label or "
+            f"path,label,split, and is {','.join(columns) or 'empty'}"
+        )
+    for column in ("path", "label", "split"):
+        if columns.count(column) > 1:
+            raise DataError(f"{file} has {columns.count(column)} columns {column}: leave one of them")
+
+
+def _row(file: Path, line: int, cells: Mapping[str, str], *, with_split: bool) -> _Row:
+    path, label, split = (cells.get(column, "").strip() for column in ("path", "label", "split"))
     for column, value in (("path", path), ("label", label)):
         if not value:
             raise DataError(f"{file}, line {line}: the {column} is empty")

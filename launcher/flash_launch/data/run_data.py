@@ -1,6 +1,6 @@
 """RunData: what a run trains and validates on, dealt out to ranks when the loaders are made."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Generic, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, check_enough
 from flash_launch.data.sharded_order import ShardedOrder
 
-__all__ = ["MapData", "RunData"]
+__all__ = ["MapData", "RunData", "described"]
 
 Sample = TypeVar("Sample")
 
@@ -78,6 +78,15 @@ class RunData(LightningDataModule):
         for sampler in samplers if anywhere else ():
             if self._start is not None:
                 sampler.start_at(*self._start)
+
+
+def described(class_names: Sequence[str], train_size: int, val_size: int) -> str:
+    """Classes and images per split, in words."""
+    names = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+    classes = f"{len(class_names):,} class{'es' * (len(class_names) != 1)}"
+    return (
+        f"{classes} ({names}), {train_size:,} image{'s' * (train_size != 1)} to train on, {val_size:,} to validate on"
+    )
 
 
 class MapData(RunData, Generic[Sample]):
