@@ -12,7 +12,7 @@ from torch import nn
 from flash_launch.config import RunConfig
 from flash_launch.data import RunData, build_data, check_data
 from flash_launch.errors import DataError, SetupError, TaskError
-from flash_launch.finetuning import build_finetuning, phases_on
+from flash_launch.finetuning import build_finetuning, handover_on, phases_on
 from flash_launch.lr_schedules import build_schedule, build_scheduler
 from flash_launch.optimizers import build_optimizer
 from flash_launch.options import OptimizerOptions, option_name
@@ -85,6 +85,7 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     phases = phases_on(task, config, finetuning)
     _check_phases(config, setup, phases)
     notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task)]
+    notes += handover_on(task, config, finetuning).messages
     if read_data:
         check_data(data, world_size)
     _give_optimizer(task, config, offload=setup.offload, cuda=cuda)

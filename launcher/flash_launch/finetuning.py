@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BaseFinetuning
-from torch import nn
 
 from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError, FlashLaunchError, TaskError
 from flash_launch.tasks.own import build_own, load_named, users_code
+from flash_strategies import reporting
+from flash_strategies.handover import Handover, handed_over
 from flash_strategies.lightning import FinetuningCallback, FlashBaseFinetuning, ScheduledFinetuning
-from flash_strategies.phases import ResolvedPhase, resolve_phases
+from flash_strategies.phases import ResolvedPhase, find_handover, resolve_phases
 from flash_strategies.schedule import Counting, FinetuningStrategy, freezes, validated_phases
-from flash_strategies.selection import freezable_layers, freezable_modules
+from flash_strategies.selection import Layer, freezable_layers, freezable_modules
 
-__all__ = ["build_finetuning", "first_trainable", "phases_on"]
+__all__ = ["build_finetuning", "first_trainable", "handover_on", "phases_on"]
 
 _WANTED = "finetuning callback or strategy"
 
@@ -66,8 +68,25 @@ def phases_on(task: pl.LightningModule, config: RunConfig, finetuning: Finetunin
         with users_code(f"{type(task).__name__}.modules_to_freeze() failed"):
             modules = freezable_modules(task)
         if config.num_layers is not None:
-            _check_num_layers(config.num_layers, config.layer_count, task, modules)
+            kept = frozenset(handover_on(task, config, finetuning).kept)
+            _check_num_layers(
+                config.num_layers,
+                freezable_layers(task, modules, config.layer_count, always_frozen=kept),
+                config.layer_count,
+            )
     return resolve_phases(task, strategy, max_epochs=config.max_epochs, train_bn=finetuning.train_bn)
+
+
+def handover_on(task: pl.LightningModule, config: RunConfig, finetuning: FinetuningCallback) -> Handover:
+    """What of the task is frozen before the run freezes anything, and what becomes of it.
+
+    Raises:
+        FlashLaunchError: the strategy does not fit the run or the task.
+    """
+    if not isinstance(finetuning, ScheduledFinetuning):
+        return handed_over(task, ())
+    strategy = finetuning.spec.strategy
+    return find_handover(task, strategy, max_epochs=config.max_epochs, train_bn=finetuning.train_bn)
 
 
 def first_trainable(finetuning: FinetuningCallback, config: RunConfig, task: pl.LightningModule) -> set[str]:
@@ -85,6 +104,7 @@ def first_trainable(finetuning: FinetuningCallback, config: RunConfig, task: pl.
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    reporting.LOGGER.setLevel(logging.WARNING)  # what it finds frozen is among the notes
     with users_code(f"--strategy {config.strategy} cannot freeze {type(task).__name__}"):
         finetuning.prepare(trainer, task)
     trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
@@ -96,8 +116,7 @@ def first_trainable(finetuning: FinetuningCallback, config: RunConfig, task: pl.
     return trainable
 
 
-def _check_num_layers(count: int, counting: Counting, task: nn.Module, modules: Sequence[nn.Module]) -> None:
-    layers = freezable_layers(task, modules, counting)
+def _check_num_layers(count: int, layers: Sequence[Layer], counting: Counting) -> None:
     given = f"--num-layers {count}" + (" --layer-count flash" if counting == "flash" else "")
     if layers and count > len(layers):
         raise ConfigError(f"{given}: there are {len(layers)} layers to freeze: give 1 to {len(layers)}")

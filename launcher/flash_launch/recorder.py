@@ -18,6 +18,7 @@ from flash_launch.rank_guard import note_failure
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_launch.traffic import TrafficCounter
 from flash_strategies.lightning import FinetuningCallback
+from flash_strategies.reporting import transition_line
 from flash_strategies.transition import TransitionReport
 
 # The first step of a phase is proved and makes the moments, so the traffic of a later one is counted.
@@ -150,16 +151,9 @@ class Recorder(pl.Callback):
         self.phases[-1].state_bytes = asdict(held)
         if not trainer.is_global_zero:
             return
-        layers = f"{self._layers[report.phase]} layers, " if report.phase in self._layers else ""
-        change = (
-            f"{report.trainable_before:,} -> {report.trainable_after:,}"
-            if report.number
-            else f"{report.trainable_after:,}"
-        )
-        line = (
-            f"epoch {trainer.current_epoch}: phase {report.phase}, {change} trainable parameters, {layers}"
-            f"{report.seconds:.2f} s, {readable(held.masters + held.moments)} of optimizer state per rank; ranks equal"
-        )
+        record, layers = self.phases[-1], self._layers.get(report.phase)
+        total = record.trainable + record.frozen
+        line = transition_line(report, epoch=trainer.current_epoch, total=total, layers=layers, held=held)
         tqdm.write(line)  # above the bar, if there is one
 
     # ---- Lightning's hooks
@@ -299,13 +293,3 @@ def _size(finetuning: FinetuningCallback, name: str) -> int:
     for length in finetuning.transitions.engine.shape(name):
         product *= length
     return product
-
-
-def readable(count: int) -> str:
-    """Bytes in words: 1.2 MB."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the loop returns")

@@ -34,6 +34,7 @@ from flash_launch.rank_guard import note_stop
 from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_launch.tracking.logger import RunLogger, start_tracking
+from flash_strategies import reporting
 from flash_strategies.digest import combined_digest
 from flash_strategies.errors import ProofError
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
@@ -251,6 +252,7 @@ def _quiet() -> None:
     for module in ("torch", "deepspeed", "pytorch_lightning", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
     # the ddp template asks for it knowingly: a phase may leave trainable parameters without a gradient
+    reporting.LOGGER.setLevel(logging.WARNING)  # the recorder and the preflight say it
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from flash_strategies.handover import Handover, handed_over
 from flash_strategies.schedule import FinetuningStrategy, Phase, freezes, validated_phases
-from flash_strategies.selection import Selection, freezable_modules, frozen_by_user, resolve
+from flash_strategies.selection import Selection, freezable_modules, resolve
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ResolvedPhase:
 def resolve_phases(
     task: nn.Module, strategy: FinetuningStrategy, *, max_epochs: int | None, train_bn: bool = True
 ) -> tuple[ResolvedPhase, ...]:
-    """All phases of a strategy on a task, before anything is frozen.
+    """All phases of a strategy on a task, before anything is frozen. See `find_handover` for what was frozen before.
 
     Args:
         task: with `modules_to_freeze()` or a `backbone`.
@@ -36,11 +37,23 @@ def resolve_phases(
     """
     phases = validated_phases(strategy, max_epochs)
     modules = freezable_modules(task) if freezes(phases) else ()
-    always_frozen = frozen_by_user(task, modules)
+    always_frozen = frozenset(handed_over(task, modules, phases, train_bn=train_bn).kept)
     return tuple(
         ResolvedPhase(phase, resolve(task, modules, phase.what, train_bn=train_bn, always_frozen=always_frozen))
         for phase in phases
     )
+
+
+def find_handover(
+    task: nn.Module, strategy: FinetuningStrategy, *, max_epochs: int | None, train_bn: bool = True
+) -> Handover:
+    """What of a task is frozen before its first phase is applied, and what `resolve_phases` makes of it.
+
+    Raises:
+        StrategyValueError, StrategyTypeError, ModulesToFreezeError: as `resolve_phases`.
+    """
+    phases = validated_phases(strategy, max_epochs)
+    return handed_over(task, freezable_modules(task) if freezes(phases) else (), phases, train_bn=train_bn)
 
 
 def phase_at(phases: tuple[ResolvedPhase, ...], epoch: int) -> ResolvedPhase:

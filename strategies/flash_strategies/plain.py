@@ -45,8 +45,10 @@ from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import CheckpointError, TransitionError
-from flash_strategies.phases import phase_at, resolve_phases
+from flash_strategies.handover import set_trainable
+from flash_strategies.phases import find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
+from flash_strategies.reporting import say
 from flash_strategies.schedulers import Scheduler
 from flash_strategies.transition import TransitionReport, Transitions
 
@@ -82,10 +84,12 @@ class Finetuner:
             FlashLaunchError: the strategy is none, or does not fit the task or the run.
         """
         self.task = task
-        self.phases = resolve_phases(task, parse_strategy(strategy).strategy, max_epochs=max_epochs, train_bn=train_bn)
-        wanted = set(self.phases[0].selection.trainable)
-        for name, parameter in task.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        parsed = parse_strategy(strategy).strategy
+        handover = find_handover(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
+        self.phases = resolve_phases(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
+        for message in handover.messages:
+            say(message)
+        set_trainable(task, self.phases[0].selection.trainable)
         self._timeout = timeout
         self._model: nn.Module = task
         self._transitions: Transitions | None = None

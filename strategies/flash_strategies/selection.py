@@ -1,13 +1,15 @@
 """Which parameters train: from a module tree and what a phase trains to parameter names, and what a layer is."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import ceil
+from typing import cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from flash_strategies.errors import ModulesToFreezeError, StrategyTypeError, StrategyValueError
 from flash_strategies.schedule import Counting, Everything, LastLayers, Matching, Nothing, What
@@ -15,12 +17,15 @@ from flash_strategies.schedule import Counting, Everything, LastLayers, Matching
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the backbone."""
+    """A layer of the backbone: a module that holds parameters itself, with what torch's parametrizations made of them.
+
+    So a weight-normed convolution is one layer, its bias and `parametrizations.weight.*` together.
+    """
 
     name: str
     """The module's name under the task."""
     parameters: tuple[str, ...]
-    """Names of the parameters that the module itself holds; empty for the activations and pools of Flash's count."""
+    """Names of the parameters of the layer; empty for the activations and pools of Flash's count."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,17 @@ def freezable_modules(task: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def freezable_layers(
-    task: nn.Module, modules: Sequence[nn.Module], counting: Counting = "parameters"
+    task: nn.Module,
+    modules: Sequence[nn.Module],
+    counting: Counting = "parameters",
+    *,
+    always_frozen: frozenset[str] = frozenset(),
 ) -> tuple[Layer, ...]:
     """The layers of the given modules of the task, first to last.
 
-    By "parameters" they are the modules that hold parameters themselves, in module order, shared ones once. By "flash"
-    they are those and all leaf modules, as Flash 0.8 counts them, shared ones as often as it does.
+    By "parameters" they are the modules that hold parameters themselves, in module order, shared ones once, and but
+    for those of which all is in `always_frozen`. By "flash" they are all modules that hold parameters and all leaf
+    modules, as Flash 0.8 counts them, shared ones as often as it does.
 
     Raises:
         StrategyValueError: a module that is not the task's.
@@ -85,15 +95,16 @@ def freezable_layers(
     names = _Names(task)
     names.check(modules)
     return tuple(
-        Layer(names.modules.get(module, type(module).__name__), tuple(names.parameters[p] for p in _own(module)))
-        for module in _layer_modules(modules, counting)
+        Layer(names.modules.get(module, type(module).__name__), tuple(names.parameters[p] for p in _held(module)))
+        for module in _layer_modules(modules, counting, names.named(always_frozen))
     )
 
 
 def frozen_by_user(task: nn.Module, modules: Sequence[nn.Module]) -> frozenset[str]:
     """Parameters outside of the given modules that require no gradient now, for `resolve` to keep them so.
 
-    To be called before the first phase is applied, and kept for all phases.
+    To be called before the first phase is applied, and kept for all phases. `handed_over` looks inside of the modules
+    too, and tells what the user froze from what a fit left frozen.
     """
     inside = frozenset(parameter for module in _submodules(modules) for parameter in _own(module))
     return frozenset(name for name, p in task.named_parameters() if p not in inside and not p.requires_grad)
@@ -110,7 +121,7 @@ def resolve(
     """What trains of the task when `what` trains of its freezable modules. Changes nothing; ignores `requires_grad`.
 
     What lies outside of the modules trains, and so does a parameter that is shared with an owner which trains.
-    Parameters in `always_frozen` (see `frozen_by_user`) never do, nor those of integer type. With `train_bn` the batch
+    Parameters in `always_frozen` (see `handed_over`) never do, nor those of integer type. With `train_bn` the batch
     norms of the frozen part train too; without, they are to be held in eval mode.
 
     Raises:
@@ -126,7 +137,8 @@ def resolve(
         _check_patterns(what, names)
 
     inside = tuple(_submodules(modules))
-    awake = _awake(inside, modules, what, names)
+    kept = names.named(always_frozen)
+    awake = _awake(inside, modules, what, names, kept)
     trainable = {p for module in awake for p in _own(module)}
     if isinstance(what, Matching):  # of the modules that are awake, only what matches
         trainable &= names.matching(what)
@@ -134,20 +146,35 @@ def resolve(
     asleep_batch_norms = [module for module in inside if isinstance(module, _BatchNorm) and module not in awake]
     if train_bn:
         trainable.update(p for module in asleep_batch_norms for p in _own(module))
-    trainable -= {names.aliases[name] for name in always_frozen}
-    trainable = {p for p in trainable if p.is_floating_point() or p.is_complex()}
+    trainable = {p for p in trainable - kept if may_train(p)}
 
     if not trainable:
         raise StrategyValueError(
-            f"nothing of {type(task).__name__} would train, all its parameters are frozen: leave the head out of "
-            "modules_to_freeze(), or use a strategy that unfreezes from epoch 0"
+            f"nothing of {type(task).__name__} would train, all its parameters are frozen"
+            f"{_before(always_frozen)}: leave the head out of modules_to_freeze(), or use a strategy that unfreezes "
+            "from epoch 0"
         )
     return Selection(
         trainable=tuple(name for p, name in names.parameters.items() if p in trainable),
         frozen=tuple(name for p, name in names.parameters.items() if p not in trainable),
-        layers=tuple(names.modules[module] for module in inside if not trainable.isdisjoint(_own(module))),
+        layers=tuple(
+            names.modules[module]
+            for module in _layer_modules(modules, "parameters", frozenset())
+            if not trainable.isdisjoint(_held(module))
+        ),
         eval_batch_norms=() if train_bn else tuple(names.modules[module] for module in asleep_batch_norms),
     )
+
+
+def may_train(parameter: nn.Parameter) -> bool:
+    """Whether a parameter can require a gradient at all: not where it holds integers."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def names_matching(task: nn.Module, pattern: str) -> frozenset[str]:
+    """Names of the parameters that can train and of which a name, also one of those it shares, matches a pattern."""
+    names = _Names(task)
+    return frozenset(names.parameters[p] for p in names.matching(Matching((pattern,))) if may_train(p))
 
 
 class _Names:
@@ -171,13 +198,21 @@ class _Names:
                     "nn.ModuleList), and give the task's own modules rather than copies"
                 )
 
+    def named(self, given: Iterable[str]) -> frozenset[nn.Parameter]:
+        """The parameters of these names."""
+        return frozenset(self.aliases[name] for name in given)
+
     def matching(self, what: Matching) -> set[nn.Parameter]:
         """The parameters of which a name matches."""
         return {p for name, p in self.aliases.items() if _matches(name, what)}
 
 
 def _awake(
-    inside: Sequence[nn.Module], modules: Sequence[nn.Module], what: What, names: _Names
+    inside: Sequence[nn.Module],
+    modules: Sequence[nn.Module],
+    what: What,
+    names: _Names,
+    kept: frozenset[nn.Parameter],
 ) -> frozenset[nn.Module]:
     """The freezable modules that `what` lets train, those without parameters included."""
     match what:
@@ -195,40 +230,49 @@ def _awake(
                 or any(_matches(f"{names.modules.get(module)}.{name}", what) for name, _ in _own_buffers(module))
             )
         case LastLayers():
-            last = _last_layers(inside, modules, what)
+            last = _last_layers(inside, modules, what, kept)
             if not last:
                 return frozenset()
             # What holds no parameters goes with the layers: it is awake from the first of them on.
             first = min(position for position, module in enumerate(inside) if module in last)
+            parts = {part for module in last for part in _parametrizations(module)}
             return frozenset(
-                module for i, module in enumerate(inside) if module in last or (i >= first and not _own(module))
+                module
+                for i, module in enumerate(inside)
+                if module in last or module in parts or (i >= first and not _own(module))
             )
 
 
-def _last_layers(inside: Sequence[nn.Module], modules: Sequence[nn.Module], what: LastLayers) -> frozenset[nn.Module]:
+def _last_layers(
+    inside: Sequence[nn.Module], modules: Sequence[nn.Module], what: LastLayers, kept: frozenset[nn.Parameter]
+) -> frozenset[nn.Module]:
     if not inside:  # nothing can be frozen, so nothing needs to unfreeze
         return frozenset()
-    layers = _layer_modules(modules, what.counting)
+    layers = _layer_modules(modules, what.counting, kept)
     count = what.count if isinstance(what.count, int) else max(1, ceil(what.count * len(layers)))
     if count > len(layers):
         raise StrategyValueError(
-            f"the last {count} layers were asked for, the modules to freeze have {len(layers)} "
-            f"(counting={what.counting!r}): give 1 to {len(layers)}, or a fraction such as Fraction(1, 4)"
+            f"the last {count} layers were asked for, the modules to freeze have {len(layers)}"
+            f"{_before(kept)} (counting={what.counting!r}): give 1 to {len(layers)}, or a fraction such as "
+            "Fraction(1, 4)"
         )
-    if not any(_own(module) for module in layers[-count:]):
-        needed = next((n for n, module in enumerate(reversed(layers), 1) if _own(module)), None)
+    if not any(_holds_more(module, kept) for module in layers[-count:]):
+        needed = next((n for n, module in enumerate(reversed(layers), 1) if _holds_more(module, kept)), None)
         fix = "there is nothing to unfreeze" if needed is None else f"give {needed} or more, or count by 'parameters'"
         raise StrategyValueError(
-            f"the last {count} of {len(layers)} layers hold no parameter (counting={what.counting!r}; the last is a "
-            f"{type(layers[-1]).__name__}), so nothing would unfreeze: {fix}"
+            f"the last {count} of {len(layers)} layers hold no parameter{_before(kept)} (counting={what.counting!r}; "
+            f"the last is a {type(layers[-1]).__name__}), so nothing would unfreeze: {fix}"
         )
     return frozenset(layers[-count:])
 
 
-def _layer_modules(modules: Sequence[nn.Module], counting: Counting) -> tuple[nn.Module, ...]:
+def _layer_modules(
+    modules: Sequence[nn.Module], counting: Counting, kept: frozenset[nn.Parameter]
+) -> tuple[nn.Module, ...]:
+    parts = {part for module in _submodules(modules) for part in _parametrizations(module)}
     if counting == "flash":
-        return tuple(layer for module in modules for layer in _flash_layers(module))
-    return tuple(module for module in _submodules(modules) if _own(module))
+        return tuple(layer for module in modules for layer in _flash_layers(module) if layer not in parts)
+    return tuple(module for module in _submodules(modules) if module not in parts and _holds_more(module, kept))
 
 
 def _flash_layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -238,7 +282,7 @@ def _flash_layers(module: nn.Module) -> Iterator[nn.Module]:
         for child in children:
             yield from _flash_layers(child)
     else:
-        yield from (m for m in module.modules() if _own(m) or next(m.children(), None) is None)
+        yield from (m for m in module.modules() if _held(m) or next(m.children(), None) is None)
 
 
 def _submodules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -249,6 +293,24 @@ def _submodules(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 def _own(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that the module holds itself."""
     return list(module.parameters(recurse=False))
+
+
+def _parametrizations(module: nn.Module) -> list[nn.Module]:
+    """The modules in which torch keeps what a module's parametrized weights are computed from."""
+    return [*cast(nn.ModuleDict, module.parametrizations).modules()] if is_parametrized(module) else []
+
+
+def _held(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the layer: its module's own, and those its parametrized weights are computed from."""
+    return [*_own(module), *(p for part in _parametrizations(module) for p in _own(part))]
+
+
+def _holds_more(module: nn.Module, kept: frozenset[nn.Parameter]) -> bool:
+    return any(parameter not in kept for parameter in _held(module))
+
+
+def _before(kept: Collection[object]) -> str:
+    return " besides those that required no gradient before" if kept else ""
 
 
 def _own_buffers(module: nn.Module) -> list[tuple[str, object]]:

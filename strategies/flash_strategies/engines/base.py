@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from flash_strategies.digest import slice_digest
 from flash_strategies.errors import CheckpointError, TransitionError
+from flash_strategies.handover import set_trainable
 from flash_strategies.plan import GroupPlan, Option, PhasePlan
 from flash_strategies.schedulers import Scheduler, flattened, park, reindex, scheduled_rate
 
@@ -221,10 +222,7 @@ class Engine(ABC):
 
     def apply_trainable(self, plan: PhasePlan) -> None:
         """Set `requires_grad` of every parameter as the plan says."""
-        wanted = set(plan.names)
-        for name, parameter in self.parameters.items():
-            if name not in self.left_out:
-                parameter.requires_grad_(name in wanted)
+        set_trainable(self.task, plan.names, untouched=self.left_out)
 
     def apply_groups(self, plan: PhasePlan) -> None:
         """Give the torch optimizer and the schedulers the plan's groups, with whole parameters in them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
@@ -18,10 +19,12 @@ from flash_strategies.checkpoint.engine_state import EngineState, Read, put_back
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.errors import StrategyValueError, TransitionError
+from flash_strategies.handover import set_trainable
 from flash_strategies.lightning import private
 from flash_strategies.lightning.strategies import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
-from flash_strategies.phases import ResolvedPhase, phase_at, resolve_phases
+from flash_strategies.phases import ResolvedPhase, find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
+from flash_strategies.reporting import say, transition_line
 from flash_strategies.transition import TransitionReport, Transitions
 
 Listener = Callable[[pl.Trainer, TransitionReport], None]
@@ -43,6 +46,7 @@ class FinetuningCallback(pl.Callback):
         self._steps_seen = 0
         self._statistics_differ = False
         self._held: frozenset[str] = frozenset()
+        self._unsaid: TransitionReport | None = None
         self.resuming = False
         """Set before the fit by who calls `resume` in it: then the start is no event."""
 
@@ -59,6 +63,10 @@ class FinetuningCallback(pl.Callback):
     @abstractmethod
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
         """Names of batch norms to hold in eval mode in an epoch."""
+
+    def layers_in(self, phase: str) -> int | None:
+        """How many of the backbone's layers train in a phase; None where that is not known."""
+        return None
 
     # ---- Lightning's hooks
 
@@ -151,6 +159,7 @@ class FinetuningCallback(pl.Callback):
         if trainer.global_step != self._steps_seen:
             self._steps_seen = trainer.global_step
             self.transitions.after_step()
+            self._report(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All ranks evaluate with the same statistics."""
@@ -166,7 +175,17 @@ class FinetuningCallback(pl.Callback):
             average_statistics(task, self._transitions.control)
             self._statistics_differ = False
 
+    def _report(self, trainer: pl.Trainer) -> None:
+        """The line about a transition, when its first step is done and proved."""
+        if self._unsaid is not None:
+            engine = self.transitions.engine
+            total = sum(math.prod(engine.shape(name)) for name in engine.parameters)
+            layers, held = self.layers_in(self._unsaid.phase), engine.state_bytes()
+            say(transition_line(self._unsaid, epoch=trainer.current_epoch, total=total, layers=layers, held=held))
+            self._unsaid = None
+
     def _tell(self, trainer: pl.Trainer, report: TransitionReport) -> None:
+        self._unsaid = report
         for listener in self.listeners:
             listener(trainer, report)
 
@@ -196,17 +215,23 @@ class ScheduledFinetuning(FinetuningCallback):
             trainer.max_epochs is not None and trainer.max_epochs > 0 and not getattr(trainer, "fast_dev_run", False)
         )
         epochs = trainer.max_epochs if known else None
-        self.phases = resolve_phases(task, self.spec.strategy, max_epochs=epochs, train_bn=self.train_bn)
+        strategy = self.spec.strategy
+        handover = find_handover(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
+        self.phases = resolve_phases(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
+        for message in handover.messages:
+            say(message)
         first = phase_at(self.phases, trainer.current_epoch)
         self.first_phase = first.phase.name
-        wanted = set(first.selection.trainable)
-        for name, parameter in task.named_parameters():
-            parameter.requires_grad_(name in wanted)
+        set_trainable(task, first.selection.trainable)
 
     def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
         """As the phase of the epoch says."""
         resolved = phase_at(self.phases, epoch)
         return resolved.phase.name, resolved.selection.trainable, {}
+
+    def layers_in(self, phase: str) -> int | None:
+        """As the phase's selection says."""
+        return next((len(one.selection.layers) for one in self.phases if one.phase.name == phase), None)
 
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
         """As the phase of the epoch says."""

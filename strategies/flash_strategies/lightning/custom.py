@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 from flash_strategies.checkpoint.engine_state import EngineState, Read
 from flash_strategies.errors import ModulesToFreezeError
+from flash_strategies.handover import Handover, handed_over, set_trainable
 from flash_strategies.lightning.callback import FinetuningCallback
+from flash_strategies.reporting import say
+from flash_strategies.selection import may_train
 
 Modules = nn.Module | Iterable["Modules"]
 
@@ -40,6 +43,7 @@ class FlashBaseFinetuning(FinetuningCallback):
         self._task: pl.LightningModule | None = None
         self._optimizer: Optimizer | None = None
         self._trainable: set[str] = set()
+        self._kept: set[str] = set()
         self._asleep: set[str] = set()
         self._rates: dict[str, float] = {}
 
@@ -85,15 +89,22 @@ class FlashBaseFinetuning(FinetuningCallback):
                 self._asleep.add(self._module_name(module))
 
     def make_trainable(self, modules: Modules, train_bn: bool = True) -> set[str]:
-        """Unfreeze modules; without `train_bn`, all but their batch norms. Gives the names newly unfrozen."""
-        fresh: set[str] = set()
+        """Unfreeze modules; without `train_bn`, all but their batch norms. Gives the names newly unfrozen.
+
+        What the user froze before training stays so, unless these modules have nothing else.
+        """
+        meant: set[str] = set()
         for module in _leaves_first(modules):
             norm = isinstance(module, _BatchNorm)
             if norm and not train_bn:
                 continue
-            fresh |= self._names(module) - self._trainable
+            meant |= self._names(module)
             if norm:
                 self._asleep.discard(self._module_name(module))
+        if meant and meant <= self._kept:
+            say(Handover(named=tuple(sorted(meant))).messages[0])
+            self._kept -= meant
+        fresh = meant - self._kept - self._trainable
         self._trainable |= fresh
         return fresh
 
@@ -118,11 +129,14 @@ class FlashBaseFinetuning(FinetuningCallback):
     def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         """Freeze before the optimizer is built."""
         self._task = task
-        self._trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+        handover = handed_over(task, ())
+        for message in handover.messages:
+            say(message)
+        self._kept = set(handover.kept)
+        self._trainable = {name for name, p in task.named_parameters() if may_train(p)} - self._kept
         self._asleep, self._rates = set(), {}
         self.freeze_before_training(task)
-        for name, parameter in task.named_parameters():
-            parameter.requires_grad_(name in self._trainable)
+        set_trainable(task, self._trainable)
 
     def resume(
         self,
@@ -166,7 +180,7 @@ class FlashBaseFinetuning(FinetuningCallback):
 
     def _names(self, module: nn.Module) -> set[str]:
         own = {id(parameter) for parameter in module.parameters(recurse=False)}
-        return {name for name, parameter in self._owner.named_parameters() if id(parameter) in own}
+        return {name for name, p in self._owner.named_parameters() if id(p) in own and may_train(p)}
 
     def _module_name(self, module: nn.Module) -> str:
         return next((name for name, found in self._owner.named_modules() if found is module), "")
