@@ -28,6 +28,7 @@ from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOp
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
 from flash_launch.final_weights import save_weights
+from flash_launch.logged_values import LoggedValues
 from flash_launch.loss_guard import LossGuard
 from flash_launch.progress_callback import ProgressCallback
 from flash_launch.rank_guard import note_stop
@@ -126,6 +127,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
             finetuning,
             _ReseedPerRank(config.seed),
             _TakeSigterm(),
+            LoggedValues(finetuning),
             *resumer,
             recorder,
             _Progress(),

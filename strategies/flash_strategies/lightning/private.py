@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
-from typing import cast
+from typing import Literal, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
-from pytorch_lightning.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from pytorch_lightning.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultCollection,
+    _ResultMetric,
+    _Sync,
+)
+from pytorch_lightning.utilities.data import _extract_batch_size
 from torch.optim import Optimizer
 
 from flash_strategies.errors import UnsupportedVersionError
@@ -166,3 +174,177 @@ def log_on(trainer: pl.Trainer, logged: list[dict[str, object]], *, states: bool
 def current_epoch_is_new(trainer: pl.Trainer) -> bool:
     """Whether the epoch that starts has no batch done yet (a run that goes on in the middle of one has)."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
+
+
+# ---- values of an epoch, over all ranks
+
+
+@dataclass(frozen=True)
+class EpochValue:
+    """What one rank logged under one key in an epoch."""
+
+    names: tuple[str, ...]
+    """As `trainer.callback_metrics` has it."""
+    reduction: Literal["mean", "sum", "max", "min"]
+    """`reduce_fx`."""
+    value: float
+    """Of this rank's samples."""
+    weight: float
+    """How many samples it is of; counts for a mean."""
+
+
+class _LocalResults(_ResultCollection):
+    """What `self.log` adds up on one rank. Epoch values are computed without other ranks: `reduce_logged` reduces them.
+
+    So ranks that log different keys do not wait for each other, also with `sync_dist=True`.
+    """
+
+    samples = 0
+    """Of the epoch so far, on this rank."""
+    _last = 0
+    _batch: object = None
+
+    def __init__(self, before: _ResultCollection) -> None:
+        self._weights: dict[str, int] = {}
+        super().__init__(before.training)
+        self.update(before)
+
+    @property
+    def batch(self) -> object:
+        """The batch that is worked on; None: none, as in a hook at the end of an epoch."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, batch: object) -> None:
+        self._batch = batch
+        if batch is not None:
+            self._last = next(
+                (size for size in _extract_batch_size(cast("torch.Tensor", batch)) if size is not None), 1
+            )
+            self.samples += self._last
+
+    def log(self, fx: str, name: str, *args: object, batch_size: int | None = None, **options: object) -> None:
+        """As Lightning's; what a hook logs without a batch is of all samples of the epoch so far."""
+        super().log(fx, name, *args, batch_size=batch_size, **options)
+        if batch_size is None and self._batch is None:
+            self._weights[f"{fx}.{name}"] = max(self.samples, 1)
+
+    def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
+        """As Lightning's; the whole is reset at the end of an epoch."""
+        super().reset(metrics, fx)
+        if metrics is None and fx is None:
+            self.samples = 0
+            self._weights.clear()
+
+    @staticmethod
+    def _get_cache(result_metric: _ResultMetric, on_step: bool) -> torch.Tensor | None:
+        if not on_step and result_metric._computed is None and _reducible(result_metric, steps=False):
+            result_metric._computed = _computed_here(result_metric)  # type: ignore[assignment]
+        return _ResultCollection._get_cache(result_metric, on_step)
+
+    def unreduced(self, *, steps: bool) -> dict[str, EpochValue]:
+        """The values of this rank by key that are not reduced yet.
+
+        Args:
+            steps: also those that are logged at steps only: the last step's.
+        """
+        found: dict[str, EpochValue] = {}
+        for key, result in self.items():
+            if result.has_reset or not _reducible(result, steps=steps):
+                continue
+            if result._computed is not None and result._computed is getattr(result, "reduced", None):
+                continue
+            meta, value = result.meta, float(_computed_here(result))
+            weight = float(result.cumulated_batch_size) if meta.on_epoch and meta.is_mean_reduction else self._last
+            suffix = (
+                self.DATALOADER_SUFFIX.format(meta.dataloader_idx)
+                if meta.add_dataloader_idx and meta.dataloader_idx is not None
+                else ""
+            )
+            names = tuple(dict.fromkeys((meta.name + suffix, meta.forked_name(on_step=False) + suffix)))
+            reduction = cast("Literal['mean', 'sum', 'max', 'min']", meta.reduce_fx.__name__)
+            found[key] = EpochValue(names, reduction, value, weight * self._weights.get(key, 1))
+        return found
+
+    def put_reduced(self, key: str, value: float, device: torch.device) -> torch.Tensor:
+        """Let a value be the epoch's, and give it as a tensor."""
+        result = self.get(key)
+        if result is None or result.has_reset:
+            return torch.tensor(value, device=device)
+        reduced = torch.tensor(value, dtype=result.value.dtype, device=result.value.device)
+        if result.meta.on_epoch:
+            result._computed = result.reduced = reduced
+        return reduced
+
+
+def _reducible(result: _ResultMetric, *, steps: bool) -> bool:
+    """Not metrics of torchmetrics, which reduce themselves; not what is one rank's, or some ranks', knowingly."""
+    sync = result.meta.sync
+    return bool(result.is_tensor and (result.meta.on_epoch or steps) and not sync.rank_zero_only and sync.group is None)
+
+
+def _computed_here(result: _ResultMetric) -> torch.Tensor:
+    value: torch.Tensor = result.value.detach().clone()
+    mean = result.meta.on_epoch and result.meta.is_mean_reduction
+    return value / result.cumulated_batch_size if mean else value
+
+
+Reduce = Callable[[dict[str, EpochValue]], dict[str, tuple[tuple[str, ...], float]]]
+"""From this rank's values by key to the names and the reduced value of each key of any rank; all ranks call it."""
+
+
+def reduce_logged(trainer: pl.Trainer, reduce: Reduce) -> None:
+    """From now on, what the task logs for an epoch is reduced over ranks before anything but hooks looks at it.
+
+    That is when the batches of a validation or of an epoch are done, before callbacks that monitor a value, and when
+    the hooks of the epoch's end have logged theirs: at the same points on all ranks, whatever they log.
+
+    Args:
+        trainer: in `on_train_start`.
+        reduce: see Reduce.
+    """
+    fit, connector = trainer.fit_loop, trainer._logger_connector
+    training, validation = fit.epoch_loop, fit.epoch_loop.val_loop
+    training._results, validation._results = _LocalResults(training._results), _LocalResults(validation._results)
+
+    def look(*, steps: bool = False) -> None:
+        results = trainer._results
+        if not isinstance(results, _LocalResults):
+            return
+        shown = [connector._logged_metrics, *validation._logged_outputs]
+        for key, (names, value) in reduce(results.unreduced(steps=steps)).items():
+            tensor = results.put_reduced(key, value, trainer.strategy.root_device)
+            for name in names:
+                connector._callback_metrics[name] = tensor
+                if name in connector._progress_bar_metrics:
+                    connector._progress_bar_metrics[name] = value
+                for values in shown:
+                    if name in values:
+                        values[name] = tensor
+
+    validated, ended, hooked = validation.on_run_end, fit.on_advance_end, connector.on_epoch_end
+
+    def after_validation() -> list[dict[str, torch.Tensor]]:
+        look()
+        return validated()
+
+    def after_batches() -> None:
+        look(steps=True)
+        ended()
+
+    def after_hooks() -> None:
+        look()
+        hooked()
+
+    validation.on_run_end = after_validation  # type: ignore[method-assign]
+    fit.on_advance_end = after_batches  # type: ignore[method-assign]
+    connector.on_epoch_end = after_hooks  # type: ignore[method-assign]
+    monitoring = [one for one in trainer.callbacks if isinstance(one, (EarlyStopping, Checkpoint))]  # type: ignore[attr-defined]
+    if monitoring:
+        monitors = monitoring[0].on_train_epoch_end
+
+        def before_monitoring(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            look()
+            monitors(trainer, pl_module)
+
+        monitoring[0].on_train_epoch_end = before_monitoring  # type: ignore[method-assign]
