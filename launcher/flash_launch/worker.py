@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOp
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
 from flash_launch.final_weights import save_weights
+from flash_launch.library_warnings import show_library_warnings
 from flash_launch.logged_values import LoggedValues
 from flash_launch.loss_guard import LossGuard
 from flash_launch.progress_callback import ProgressCallback
@@ -51,7 +51,8 @@ def main() -> None:
     """Run one rank to its end."""
     folder = RunFolder(Path(sys.argv[1]).absolute())
     config = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
-    _quiet()
+    show_library_warnings(int(os.environ["RANK"]))
+    reporting.LOGGER.setLevel(logging.WARNING)  # the recorder and the preflight say it
     if not uses_cuda(config):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and says that it found none
     if "OMP_NUM_THREADS" in os.environ:
@@ -245,17 +246,6 @@ class _ReseedPerRank(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pl.seed_everything(self._seed + 1 + trainer.global_rank, workers=True, verbose=False)
-
-
-def _quiet() -> None:
-    """Keep what libraries say about themselves out of the way; warnings of the user's own code are shown."""
-    for name in ("DeepSpeed", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for module in ("torch", "deepspeed", "pytorch_lightning", "lightning_fabric"):
-        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
-    # the ddp template asks for it knowingly: a phase may leave trainable parameters without a gradient
-    reporting.LOGGER.setLevel(logging.WARNING)  # the recorder and the preflight say it
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
 
 
 if __name__ == "__main__":
