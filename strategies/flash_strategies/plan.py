@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
-Option = float | int | bool | str | None | tuple[float, ...]
+Option: TypeAlias = "float | int | bool | str | tuple[Option, ...] | None"
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class GroupPlan:
     dtype: str
     """Their common data type."""
     source: int | None
-    """Index of the param group before the transition whose options it takes; None: a group that was parked."""
+    """Index of the param group before the transition that goes on in this one; None: newly unfrozen."""
     home: int
     """Index of the param group the optimizer was built with, to which these parameters belong."""
     options: tuple[tuple[str, Option], ...]
     """The group's options (lr, weight_decay, ...), sorted by name."""
+    scale: float = 1.0
+    """Its learning rate over that of the group the optimizer was built with."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PhasePlan:
     step: int
     """Optimizer steps done so far."""
     groups: tuple[GroupPlan, ...]
-    """The coming param groups, those that go on first."""
+    """The coming param groups, in the order of the groups the optimizer was built with."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,83 +1,88 @@
-"""Learning-rate schedulers across transitions: their per-group lists follow the param groups.
-
-torch's schedulers keep lists with one entry per param group and fail or fall silent when the number of groups changes.
-Every such list is indexed anew; nothing else is touched, so a group that goes on sees no jump.
-"""
+"""Learning-rate schedulers get a view of their optimizer that keeps all param groups, also those that are frozen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from flash_strategies.errors import TransitionError
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 
-# by name, not by length: OneCycleLR also has a list of two or three phases. The last three are DeepSpeed's schedules'.
-_PER_GROUP = frozenset(
-    (
-        *("base_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums", "_last_lr"),
-        *("min_lrs", "delta_lrs", "last_lr"),
-    )
-)
 
-
-def per_group_lists(scheduler: Scheduler, groups: int) -> dict[str, list[object]]:
-    """The scheduler's attributes that hold one entry per param group."""
-    return {
-        name: value
-        for name, value in vars(scheduler).items()
-        if name in _PER_GROUP and isinstance(value, list) and len(value) == groups
-    }
-
-
-def flattened(schedulers: Sequence[Scheduler]) -> list[Scheduler]:
-    """The schedulers and those inside of them."""
-    found: list[Scheduler] = []
-    for scheduler in schedulers:
-        found.append(scheduler)
-        if isinstance(scheduler, (SequentialLR, ChainedScheduler)):
-            found.extend(flattened(scheduler._schedulers))
-    return found
-
-
-def reindex(
-    schedulers: Sequence[Scheduler],
-    optimizer: Optimizer,
-    groups_before: int,
-    entries: Sequence[int | dict[str, object]],
-) -> None:
-    """Make every per-group list follow the optimizer's new param groups.
+def attach(schedulers: Sequence[Scheduler], optimizer: Optimizer, view_of: Callable[[Optimizer], Optimizer]) -> None:
+    """Put the view where schedulers hold the optimizer: under any name, in lists, in schedulers within schedulers.
 
     Args:
         schedulers: the run's schedulers, outermost ones.
-        optimizer: already holds the new groups.
-        groups_before: how many groups there were.
-        entries: for each new group, the old group whose entries it takes, or entries kept by `park`.
+        optimizer: that they were built on; its list of param groups is not changed yet.
+        view_of: gives a view of an optimizer, which has the same groups, and keeps them.
+
+    Raises:
+        TransitionError: a scheduler that holds neither the optimizer nor its groups.
     """
-    for position, scheduler in enumerate(flattened(schedulers)):
-        for name, old in per_group_lists(scheduler, groups_before).items():
-            values = [
-                old[e] if isinstance(e, int) else e.get(f"{position}.{name}", old[0] if old else None) for e in entries
-            ]
-            if name == "_last_lr":
-                values = [group["lr"] for group in optimizer.param_groups]
-            setattr(scheduler, name, values)
+    for scheduler in schedulers:
+        if not _Replacement(optimizer, view_of).inside(scheduler):
+            raise TransitionError(
+                f"the optimizer is not found in the learning-rate schedule {type(scheduler).__name__}, so its rates "
+                "would not reach what is unfrozen later: keep the optimizer in an attribute of the scheduler, and let "
+                "it be the one that trains"
+            )
 
 
-def park(schedulers: Sequence[Scheduler], groups_before: int, index: int) -> dict[str, object]:
-    """The entries of one group that is about to go, for the day it comes back."""
-    return {
-        f"{position}.{name}": values[index]
-        for position, scheduler in enumerate(flattened(schedulers))
-        for name, values in per_group_lists(scheduler, groups_before).items()
-    }
+class _Replacement:
+    """One walk through what a scheduler holds."""
+
+    def __init__(self, optimizer: Optimizer, view_of: Callable[[Optimizer], Optimizer]) -> None:
+        self._optimizer, self._view_of = optimizer, view_of
+        self._groups = {id(group) for group in optimizer.param_groups}
+        self._visited: set[int] = set()
+        self.found = False
+
+    def inside(self, scheduler: object) -> bool:
+        """Replace the optimizer in an object's attributes; whether the object holds it, or its groups."""
+        self._in_dict(getattr(scheduler, "__dict__", {}))
+        return self.found
+
+    def _in_dict(self, held: dict[object, object]) -> None:
+        if id(held) not in self._visited:
+            self._visited.add(id(held))
+            for key, value in list(held.items()):
+                if (other := self._instead_of(value)) is not value:
+                    held[key] = other
+
+    def _instead_of(self, value: object) -> object:
+        """The view for the optimizer, what lies around it as it is; all else as it is."""
+        if isinstance(value, Optimizer):
+            # an optimizer around an optimizer (SAM, Lookahead) shares its groups; a view is equal to what it is of
+            same = value.param_groups is self._optimizer.param_groups
+            self.found |= same or value == self._optimizer
+            return self._view_of(value) if same else value
+        if value is self._optimizer.param_groups:
+            self.found = True
+            return self._view_of(self._optimizer).param_groups
+        if isinstance(value, weakref.ref) and value() is self._optimizer:
+            self.found = True
+            return weakref.ref(self._view_of(self._optimizer))
+        if type(value) is tuple:
+            return tuple(map(self._instead_of, value))
+        if isinstance(value, list):
+            if id(value) not in self._visited:
+                self._visited.add(id(value))
+                value[:] = map(self._instead_of, value)
+        elif isinstance(value, dict):
+            self.found |= id(value) in self._groups
+            if id(value) not in self._groups:
+                self._in_dict(value)
+        elif _is_scheduler(value):
+            self.inside(value)
+        return value
 
 
-def scheduled_rate(schedulers: Sequence[Scheduler], entries: Mapping[str, object]) -> float | None:
-    """The present learning rate of a group with these entries, where the schedule is a function of the group's own."""
-    if len(schedulers) != 1 or not isinstance(schedulers[0], LambdaLR):
-        return None
-    function, base = entries.get("0.lr_lambdas"), entries.get("0.base_lrs")
-    known = callable(function) and isinstance(base, (int, float))
-    return float(base * function(schedulers[0].last_epoch)) if known else None  # type: ignore[operator]
+def _is_scheduler(value: object) -> bool:
+    parts = all(callable(getattr(value, name, None)) for name in ("step", "state_dict"))
+    return parts and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type))

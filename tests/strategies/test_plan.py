@@ -1,4 +1,4 @@
-"""Plans of a phase: groups that go on, new ones, parked ones; fingerprints, and the first difference in words."""
+"""Plans of a phase: groups that go on and new ones; fingerprints, and the first difference in words."""
 
 from __future__ import annotations
 
@@ -67,17 +67,15 @@ def test_frozen_parameters_are_taken_out_of_the_users_optimizer() -> None:
     assert group["lr"] == HEAD["lr"]
 
 
-def test_a_parked_group_comes_back_with_its_own_rate_and_weight_decay() -> None:
+def test_a_group_comes_back_with_its_own_rate_and_weight_decay() -> None:
     of = engine("head")
     head, single, double = rebuilt(of, "head", "backbone")
     assert (head["lr"], head["weight_decay"]) == (0.3, 0.01)
     for group in (single, double):  # one group for each type of weights
         assert (group["lr"], group["weight_decay"], group["betas"]) == (0.02, 0.5, (0.8, 0.9))
     assert {str(p.dtype) for p in single["params"]} != {str(p.dtype) for p in double["params"]}
-    assert of.parked == {}
     steps(of)
     (head,) = rebuilt(of, "head")
-    assert set(of.parked) == {1}
     assert head["lr"] == 0.3
     assert [group["weight_decay"] for group in rebuilt(of, "head", "backbone.2")] == [0.01, 0.5]
 
@@ -92,7 +90,7 @@ def test_what_is_unfrozen_later_joins_the_rate_of_its_home_and_not_of_the_first_
     ]
 
 
-def test_rates_of_their_own_for_several_parts_of_a_parked_group() -> None:
+def test_rates_of_their_own_for_several_parts_of_a_frozen_group() -> None:
     of = engine("head")
     rates = {**dict.fromkeys(names(of.task, "backbone.1"), 0.5), **dict.fromkeys(names(of.task, "backbone.2"), 0.7)}
     groups = rebuilt(of, "head", "backbone.1", "backbone.2", lr=rates)

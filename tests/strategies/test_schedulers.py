@@ -1,7 +1,9 @@
-"""Learning-rate schedulers through transitions: as if all param groups had always been there."""
+"""Schedulers keep seeing all param groups, wherever they hold the optimizer; rates that are set by hand."""
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,147 +13,259 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as lr
 
 from flash_strategies.engines.ddp import DDPEngine
-from flash_strategies.schedulers import flattened, park, per_group_lists, reindex
+from flash_strategies.errors import TransitionError
 
 HEAD_LR, BACKBONE_LR = 0.3, 0.02
-Schedule = Callable[[Optimizer], lr.LRScheduler | lr.ReduceLROnPlateau]
 
 
 class Task(nn.Module):
-    """A backbone of three layers and a head."""
+    """A backbone of two layers and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         self.head = nn.Linear(2, 1)
+        self.backbone.requires_grad_(False)
 
 
-def optimizer_of(task: Task) -> torch.optim.SGD:
+def optimizer_of(task: Task, **options: object) -> torch.optim.SGD:
     groups = [
+        {"params": task.backbone.parameters(), "lr": BACKBONE_LR},
         {"params": task.head.parameters(), "lr": HEAD_LR},
-        {"params": task.backbone.parameters(), "lr": BACKBONE_LR, "weight_decay": 0.5},
     ]
-    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    return torch.optim.SGD(groups, momentum=0.9, **options)
 
 
-SCHEDULES: dict[str, Schedule] = {
-    "lambda": lambda o: lr.LambdaLR(o, lambda step: 0.9**step),
-    "lambda_per_group": lambda o: lr.LambdaLR(o, [lambda step: 0.9**step, lambda step: 1 / (1 + step)]),
-    "multiplicative": lambda o: lr.MultiplicativeLR(o, lambda step: 0.9),
-    "constant": lambda o: lr.ConstantLR(o, 0.5, total_iters=4),
-    "step": lambda o: lr.StepLR(o, 3, gamma=0.5),
-    "multi_step": lambda o: lr.MultiStepLR(o, [2, 5, 9], gamma=0.5),
-    "linear": lambda o: lr.LinearLR(o, 0.2, total_iters=6),
-    "exponential": lambda o: lr.ExponentialLR(o, 0.9),
-    "polynomial": lambda o: lr.PolynomialLR(o, total_iters=40, power=2.0),
-    "cosine": lambda o: lr.CosineAnnealingLR(o, T_max=30),
-    "warm_restarts": lambda o: lr.CosineAnnealingWarmRestarts(o, T_0=5),
-    "one_cycle": lambda o: lr.OneCycleLR(o, [HEAD_LR, BACKBONE_LR], total_steps=30),
-    "cyclic": lambda o: lr.CyclicLR(o, [HEAD_LR / 9, BACKBONE_LR / 9], [HEAD_LR, BACKBONE_LR], step_size_up=4),
-    "sequential": lambda o: lr.SequentialLR(
-        o, [lr.LinearLR(o, 0.1, total_iters=4), lr.CosineAnnealingLR(o, T_max=20)], milestones=[4]
+def moved(engine: DDPEngine, *parts: str, **options: object) -> list[dict[str, object]]:
+    names = [name for name in engine.parameters if name.startswith(parts)]
+    engine.rebuild(engine.plan("next", names, number=1, step=0, **options))
+    return engine.optimizer.param_groups
+
+
+def rates(engine: DDPEngine) -> list[float]:
+    return [float(group["lr"]) for group in engine.optimizer.param_groups]
+
+
+# ---- where schedulers hold the optimizer
+
+
+class Holding:
+    """A scheduler of no known class that halves all rates; `held` gives the optimizer's groups from what it keeps."""
+
+    def __init__(self, kept: object, held: Callable[[object], list[dict[str, object]]]) -> None:
+        self.kept, self.held = kept, held
+
+    def step(self) -> None:
+        for group in self.held(self.kept):
+            group["lr"] *= 0.5
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+
+PLACES: dict[str, Callable[[Optimizer], Holding]] = {
+    "another name": lambda o: Holding(o, lambda kept: kept.param_groups),
+    "a list": lambda o: Holding([None, o], lambda kept: kept[1].param_groups),
+    "a tuple in a dict": lambda o: Holding({"a": (1, o)}, lambda kept: kept["a"][1].param_groups),
+    "a weak reference": lambda o: Holding(weakref.ref(o), lambda kept: kept().param_groups),
+    "its groups": lambda o: Holding(o.param_groups, lambda kept: kept),
+    "each group": lambda o: Holding(list(o.param_groups), lambda kept: kept),
+    "another scheduler": lambda o: Holding(
+        Holding(o, lambda kept: kept.param_groups), lambda kept: kept.kept.param_groups
     ),
-    "chained": lambda o: lr.ChainedScheduler([lr.LinearLR(o, 0.1, total_iters=4), lr.ExponentialLR(o, 0.9)]),
-    "plateau": lambda o: lr.ReduceLROnPlateau(o, factor=0.5, patience=1),
 }
-PHASES = (
-    ("head",),
-    ("head", "backbone.2"),
-    ("head", "backbone"),
-    ("head",),
-    ("head", "backbone"),
-    ("backbone.0",),
-    ("",),
-)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_every_parameter_sees_the_schedule_without_a_jump(name: str) -> None:
-    task, undisturbed = Task(), Task()
-    for parameter in task.backbone.parameters():
-        parameter.requires_grad_(False)
-    optimizer, expected = optimizer_of(task), optimizer_of(undisturbed)
-    schedule, expected_schedule = SCHEDULES[name](optimizer), SCHEDULES[name](expected)
-    engine = DDPEngine(task, optimizer, [schedule])
-    for number, parts in enumerate(PHASES):
-        wanted = [n for n, _ in task.named_parameters() if n.startswith(parts)]
-        if number:
-            engine.rebuild(engine.plan(str(number), wanted, number=number, step=3 * number))
-        for _ in range(3):
-            head_rate, backbone_rate = (group["lr"] for group in expected.param_groups)
-            for cohort, group in zip(engine.cohorts, optimizer.param_groups, strict=True):
-                for parameter in cohort.names:
-                    right = head_rate if parameter.startswith("head") else backbone_rate
-                    assert group["lr"] == pytest.approx(right, rel=1e-6), f"{parameter} in phase {number}"
-                    assert group["weight_decay"] == (0.0 if parameter.startswith("head") else 0.5)
-                if "momentum" in expected.param_groups[0]:
-                    assert group["momentum"] == pytest.approx(expected.param_groups[0]["momentum"])
-            optimizer.step()
-            expected.step()
-            arguments = (1.0,) if isinstance(schedule, lr.ReduceLROnPlateau) else ()
-            schedule.step(*arguments)
-            expected_schedule.step(*arguments)
-
-
-def test_entries_follow_their_groups_by_name_and_not_by_length() -> None:
+@pytest.mark.parametrize("place", PLACES)
+def test_a_scheduler_reaches_frozen_groups_wherever_it_holds_the_optimizer(place: str) -> None:
     task = Task()
     optimizer = optimizer_of(task)
-    # OneCycleLR has a list of two phases as well as lists of two groups
-    schedule = lr.OneCycleLR(optimizer, [HEAD_LR, BACKBONE_LR], total_steps=10, cycle_momentum=False)
-    phases = schedule._schedule_phases
-    assert len(phases) == 2
-    lists = per_group_lists(schedule, 2)
-    assert set(lists) == {"base_lrs", "_last_lr"}
-    optimizer.param_groups.append({**optimizer.param_groups[0], "params": []})
-    bases = list(schedule.base_lrs)
-    reindex([schedule], optimizer, 2, [1, 0, 0])
-    assert schedule.base_lrs == [bases[1], bases[0], bases[0]]
-    assert len(schedule.get_last_lr()) == 3
-    assert schedule._schedule_phases is phases
-
-
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_schedulers_within_schedulers_are_found() -> None:
-    optimizer = optimizer_of(Task())
-    inner = [lr.LinearLR(optimizer, 0.5), lr.StepLR(optimizer, 2), lr.ExponentialLR(optimizer, 0.9)]
-    chained = lr.ChainedScheduler(inner[:2])
-    outer = lr.SequentialLR(optimizer, [chained, inner[2]], milestones=[3])
-    assert flattened([outer]) == [outer, chained, *inner]
-
-
-def test_parked_entries_come_back() -> None:
-    optimizer = optimizer_of(Task())
-    schedule = lr.LambdaLR(optimizer, [lambda step: 1.0, lambda step: 0.5])
+    scheduler = PLACES[place](optimizer)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    scheduler.step()
+    moved(engine, "head", "backbone")
+    scheduler.step()
     optimizer.step()
-    entries, functions = park([schedule], 2, 1), list(schedule.lr_lambdas)
-    del optimizer.param_groups[1]
-    reindex([schedule], optimizer, 2, [0])
-    assert schedule.lr_lambdas == functions[:1]
-    optimizer.param_groups.append({"params": [], "lr": 0.0})
-    reindex([schedule], optimizer, 1, [0, entries])
-    assert schedule.lr_lambdas == functions
-    assert schedule.base_lrs == [HEAD_LR, BACKBONE_LR]
+    assert rates(engine) == [BACKBONE_LR / 4, HEAD_LR / 4]
 
 
-@pytest.mark.parametrize("kind", ["one_cycle", "lambda"])
-def test_a_rate_of_its_own_goes_on_in_the_schedules_shape(kind: str) -> None:
-    task = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    task[0].requires_grad_(False)
+def test_a_scheduler_without_the_optimizer_is_refused_by_name() -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    other = torch.optim.SGD(task.parameters(), lr=0.1)
+    for scheduler in (lr.StepLR(other, 1), Holding(lambda: optimizer, lambda kept: kept().param_groups)):
+        with pytest.raises(
+            TransitionError, match=rf"not found in the learning-rate schedule {type(scheduler).__name__}"
+        ):
+            DDPEngine(task, optimizer, [scheduler])
+
+
+def test_an_optimizer_around_an_optimizer_steps_live_groups() -> None:
+    """SAM and Lookahead share the list of groups of the optimizer inside of them."""
+    task = Task()
+    inside = optimizer_of(task)
+    outside = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    outside.param_groups = inside.param_groups
+    scheduler = lr.ExponentialLR(inside, 0.5)
+    engine = DDPEngine(task, outside, [scheduler])
+    assert inside.param_groups is outside.param_groups
+    assert [len(group["params"]) for group in inside.param_groups] == [2]
+    inside.step()
+    scheduler.step()
+    moved(engine, "head", "backbone")
+    assert rates(engine) == [BACKBONE_LR / 2, HEAD_LR / 2]
+
+
+def test_the_view_is_the_optimizer_to_who_asks(recwarn: pytest.WarningsRecorder) -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    scheduler = lr.StepLR(optimizer, 1)
+    DDPEngine(task, optimizer, [scheduler])
+    view = scheduler.optimizer
+    assert view in [optimizer]  # Lightning's LearningRateMonitor asks so
+    assert type(view).__name__ == "SGD"
+    assert view.state is optimizer.state
+    assert type(copy.deepcopy(view)) is torch.optim.SGD
+    optimizer.step()
+    scheduler.step()
+    assert not recwarn.list  # torch's, of a scheduler that steps before the optimizer
+
+
+def test_torchs_warning_of_the_wrong_order_still_comes() -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    scheduler = lr.StepLR(optimizer, 1)
+    DDPEngine(task, optimizer, [scheduler])
+    with pytest.warns(UserWarning, match=r"before `optimizer.step\(\)`"):
+        scheduler.step()
+
+
+# ---- set by hand
+
+
+def test_rates_set_by_hand_hold_and_are_what_a_schedule_begins_from() -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    captured = list(optimizer.param_groups)
+    scheduler = lr.ExponentialLR(optimizer, 0.5)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    moved(engine, "head", "backbone.1")
+    for group in optimizer.param_groups:
+        group["lr"] = 0.8
+    optimizer.step()
+    assert rates(engine) == [0.8, 0.8]
+    scheduler.step()
+    assert rates(engine) == [0.4, 0.4]
+    assert [group["lr"] for group in moved(engine, "head", "backbone")] == [0.4, 0.4, 0.4]
+    captured[1]["momentum"] = 0.1  # who kept the groups from before reaches the live ones
+    optimizer.step()
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9, 0.1]
+
+
+def test_a_rate_set_by_hand_after_a_schedule_stepped_wins() -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    scheduler = Holding(optimizer, lambda kept: kept.param_groups)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    scheduler.step()
+    optimizer.param_groups[0]["lr"] = 0.7
+    optimizer.step()
+    assert rates(engine) == [0.7]
+    scheduler.step()
+    optimizer.step()
+    assert rates(engine) == [0.35]
+
+
+def test_a_rate_set_by_hand_for_one_of_two_cohorts_is_that_ones() -> None:
+    task = Task()
+    optimizer = optimizer_of(task)
+    scheduler = lr.ExponentialLR(optimizer, 0.5)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    for older in (0, 1):
+        moved(engine, "head")
+        moved(engine, "head", "backbone.0")
+        moved(engine, "head", "backbone")
+        before = rates(engine)
+        optimizer.param_groups[older]["lr"] = 0.6
+        expected = [0.6 if index == older else rate for index, rate in enumerate(before)]
+        optimizer.step()
+        assert rates(engine) == expected
+        scheduler.step()
+        assert rates(engine) == pytest.approx([rate / 2 for rate in expected], rel=1e-12)
+
+
+# ---- rates of one's own
+
+
+@pytest.mark.parametrize("kind", ["one_cycle", "lambda", "plateau"])
+def test_a_rate_of_its_own_keeps_its_share_of_its_homes(kind: str) -> None:
+    task = Task()
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
-    if kind == "one_cycle":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20, cycle_momentum=False)
-    else:
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    scheduler = {
+        "one_cycle": lambda: lr.OneCycleLR(optimizer, 0.1, total_steps=20, cycle_momentum=False),
+        "lambda": lambda: lr.LambdaLR(optimizer, lambda step: 1 / (step + 1)),
+        "plateau": lambda: lr.ReduceLROnPlateau(optimizer, patience=0, factor=0.7),
+    }[kind]()
+    arguments = (1.0,) if kind == "plateau" else ()
     engine = DDPEngine(task, optimizer, [scheduler])
     for _ in range(3):
         optimizer.step()
-        scheduler.step()
-    rates = dict.fromkeys(("0.weight", "0.bias"), 0.004)
-    engine.rebuild(engine.plan("all", list(engine.parameters), number=1, step=3, lr=rates))
-    old, new = optimizer.param_groups
+        scheduler.step(*arguments)
+    old, new = moved(engine, "head", "backbone", lr=dict.fromkeys(engine.parameters, 0.004))
     share = 0.004 / old["lr"]
     assert new["lr"] == 0.004
     for _ in range(10):
         optimizer.step()
-        scheduler.step()
+        scheduler.step(*arguments)
         assert new["lr"] == pytest.approx(old["lr"] * share, rel=1e-9)
+
+
+def test_a_rate_of_its_own_while_its_homes_is_zero_holds_until_the_schedule_leaves_zero() -> None:
+    task = Task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    scheduler = lr.LambdaLR(optimizer, lambda step: 0.0 if step < 3 else 0.5)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    moved(engine, "head", "backbone", lr=dict.fromkeys(engine.parameters, 0.4))
+    found = []
+    for _ in range(4):
+        found.append(rates(engine))
+        optimizer.step()
+        scheduler.step()
+    assert found == [[0.0, 0.4]] * 3 + [[0.05, 0.2]]
+
+
+# ---- options that are no floats
+
+
+def test_tensor_rates_stay_tensors_that_schedules_write_to() -> None:
+    task = Task()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": task.backbone.parameters(), "lr": torch.tensor(0.5)},
+            {"params": task.head.parameters(), "lr": torch.tensor(2.0)},
+        ],
+        lr=1.0,
+    )
+    scheduler = lr.ExponentialLR(optimizer, 0.5)
+    engine = DDPEngine(task, optimizer, [scheduler])
+    own = dict.fromkeys(("backbone.1.weight", "backbone.1.bias"), 0.125)
+    groups = moved(engine, "head", "backbone", lr=own)
+    assert rates(engine) == [0.5, 0.125, 2.0]
+    optimizer.step()
+    scheduler.step()
+    optimizer.step()
+    assert rates(engine) == [0.25, 0.0625, 1.0]
+    assert all(isinstance(group["lr"], torch.Tensor) for group in groups)
+
+
+def test_names_that_torch_keeps_in_groups_follow_the_parameters() -> None:
+    task = Task()
+    optimizer = torch.optim.SGD(list(task.named_parameters()), lr=0.1)
+    engine = DDPEngine(task, optimizer)
+    assert optimizer.param_groups[0]["param_names"] == ["head.weight", "head.bias"]
+    moved(engine, "head", "backbone.1")
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["head.weight", "head.bias"],
+        ["backbone.1.weight", "backbone.1.bias"],
+    ]
+    optimizer.load_state_dict(optimizer.state_dict())

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from flash_strategies.checkpoint.chunks import Slice, share
-from flash_strategies.engines.base import Chunk, Engine, GroupMemory, Parked
+from flash_strategies.engines.base import Chunk, Engine, GroupMemory
 from flash_strategies.errors import CheckpointError
-from flash_strategies.plan import GroupPlan, Option, PhasePlan
-from flash_strategies.schedulers import flattened
+from flash_strategies.param_groups import plain_options
+from flash_strategies.plan import Option, PhasePlan
 from flash_strategies.transition import Transitions
 
 WEIGHT = "weight"
@@ -39,6 +39,8 @@ class GroupState:
     """Kinds of per-element optimizer state and their types: {"exp_avg": "float32"}; empty before the first step."""
     scalars: dict[str, float]
     """Other optimizer state: {"step": 12.0}."""
+    scale: float
+    """Its learning rate over that of its home."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class EngineState:
     """SHA-256 of the plan that all ranks agreed on when the phase began."""
     groups: tuple[GroupState, ...]
     """The live param groups, in order."""
-    parked: dict[str, dict[str, object]]
-    """Groups whose parameters are all frozen, by home: options, schedule (numbers only) and progress."""
+    homes: tuple[dict[str, Option], ...]
+    """Options of the param groups the optimizer was built with, as schedulers see them, in order."""
     watched: tuple[str, ...] = ()
     """Newly unfrozen parameters whose first step is not proved yet."""
     loss_scale: dict[str, float] = field(default_factory=dict)
@@ -82,14 +84,20 @@ class EngineState:
                 GroupState(**{**group, "names": tuple(group["names"]), "options": _options(group["options"])})
                 for group in given.pop("groups")  # type: ignore[attr-defined]
             )
+            homes = tuple(_options(home) for home in given.pop("homes"))  # type: ignore[attr-defined]
             watched: tuple[str, ...] = tuple(given.pop("watched"))  # type: ignore[arg-type]
-            return cls(groups=groups, watched=watched, **given)  # type: ignore[arg-type]
+            return cls(groups=groups, homes=homes, watched=watched, **given)  # type: ignore[arg-type]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint's engine state is not of this version: {error}") from error
 
 
 def _options(given: Mapping[str, object]) -> dict[str, Option]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}  # type: ignore[misc]
+    return {key: _option(value) for key, value in given.items()}
+
+
+def _option(value: object) -> Option:
+    """JSON has lists where options are tuples."""
+    return tuple(map(_option, value)) if isinstance(value, (list, tuple)) else value  # type: ignore[return-value]
 
 
 # ---- out
@@ -102,30 +110,24 @@ def take_out(transitions: Transitions) -> EngineState:
         CheckpointError: the optimizer keeps state that is neither per element nor a number per group.
     """
     engine = transitions.engine
+    engine.groups.sync()
     groups = tuple(
         GroupState(
             cohort.names,
             cohort.home,
-            engine.options(index),
+            engine.groups.options(index),
             {kind: str(dtype).removeprefix("torch.") for kind, dtype in memory.kinds.items()},
             memory.scalars,
+            engine.groups.scale(index),
         )
         for index, (cohort, memory) in enumerate(zip(engine.cohorts, engine.memory(), strict=True))
     )
-    parked = {
-        str(home): {
-            "options": one.options,
-            "schedule": {k: v for k, v in one.schedule.items() if isinstance(v, (int, float))},
-            "progress": {str(k): v for k, v in one.progress.items()},
-        }
-        for home, one in engine.parked.items()
-    }
     return EngineState(
         transitions.phase,
         transitions.number,
         transitions.fingerprint,
         groups,
-        parked,
+        tuple(map(plain_options, engine.groups.homes)),
         transitions.watched,
         engine.loss_scale(),
     )
@@ -176,8 +178,8 @@ def put_back(transitions: Transitions, state: EngineState, read: Read) -> None:
     """
     engine = transitions.engine
     _check_fits(engine, state)
+    engine.groups.restore(state.homes)
     engine.rebuild(_plan(engine, state))
-    _restore_parked(engine, state)
     engine.allocate(
         [
             GroupMemory({kind: getattr(torch, dtype) for kind, dtype in group.kinds.items()}, group.scalars)
@@ -211,16 +213,15 @@ def _check_fits(engine: Engine, state: EngineState) -> None:
             f"the checkpoint trains {unknown[0]}{f' and {len(unknown) - 1} more' * (len(unknown) > 1)}, which this "
             "model does not have: resume with the task and the model that the run was started with"
         )
-    homes = {group.home for group in state.groups} | set(map(int, state.parked))
-    known = {cohort.home for cohort in engine.cohorts} | set(engine.parked)
-    if homes != known:
+    homes = [plain_options(home) for home in engine.groups.homes]
+    if len(homes) != len(state.homes):
         raise CheckpointError(
-            f"the checkpoint's optimizer had {len(homes)} param groups and this one has {len(known)}: resume with the "
-            "optimizer that the run was started with"
+            f"the checkpoint's optimizer had {len(state.homes)} param groups and this one has {len(homes)}: resume "
+            "with the optimizer that the run was started with"
         )
-    for group, options in ((group, engine.home_options(group.home)) for group in state.groups):
-        if set(group.options) != set(options):
-            other = ", ".join(sorted(set(group.options) ^ set(options)))
+    for saved, options in zip(state.homes, homes, strict=True):
+        if set(saved) != set(options):
+            other = ", ".join(sorted(set(saved) ^ set(options)))
             raise CheckpointError(
                 f"the checkpoint's optimizer is another one, their options differ in {other}: resume with the "
                 "optimizer that the run was started with"
@@ -228,34 +229,10 @@ def _check_fits(engine: Engine, state: EngineState) -> None:
 
 
 def _plan(engine: Engine, state: EngineState) -> PhasePlan:
-    live = {cohort.home: index for index, cohort in reversed(list(enumerate(engine.cohorts)))}
     groups = tuple(
-        GroupPlan(
-            group.names,
-            tuple(engine.shape(name) for name in group.names),
-            str(engine.parameters[group.names[0]].dtype),
-            live.get(group.home),
-            group.home,
-            tuple(sorted(group.options.items())),
-        )
-        for group in state.groups
+        engine.group_plan(group.names, None, group.home, group.options, group.scale) for group in state.groups
     )
     return PhasePlan(state.phase, state.number, 0, groups)
-
-
-def _restore_parked(engine: Engine, state: EngineState) -> None:
-    """Numbers come from the state; functions, such as a schedule's, from the engine that was just built."""
-    for home, saved in state.parked.items():
-        built = engine.parked.get(int(home))
-        options, schedule, progress = (saved[key] for key in ("options", "schedule", "progress"))
-        assert isinstance(options, Mapping)
-        assert isinstance(schedule, Mapping)
-        assert isinstance(progress, Mapping)
-        engine.parked[int(home)] = Parked(
-            _options(options),
-            {**(built.schedule if built is not None else {}), **schedule},
-            {int(key): float(value) for key, value in progress.items()},
-        )
 
 
 def restore_schedulers(engine: Engine, states: Sequence[Mapping[str, object]]) -> None:
@@ -271,9 +248,6 @@ def restore_schedulers(engine: Engine, states: Sequence[Mapping[str, object]]) -
         )
     for scheduler, saved in zip(engine.schedulers, states, strict=True):
         scheduler.load_state_dict(dict(saved))
-    for scheduler in flattened(engine.schedulers):
-        bases = getattr(scheduler, "base_lrs", None)
-        assert not isinstance(bases, list) or len(bases) == len(engine.cohorts)
 
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from flash_strategies.digest import slice_digest
 from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.handover import set_trainable
+from flash_strategies.param_groups import ParamGroups, plain_options
 from flash_strategies.plan import GroupPlan, Option, PhasePlan
-from flash_strategies.schedulers import Scheduler, flattened, park, reindex, scheduled_rate
+from flash_strategies.schedulers import Scheduler
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,6 @@ class Cohort:
     """Index of the group the optimizer was built with."""
 
 
-@dataclass
-class Parked:
-    """A param group whose parameters are all frozen: its options, kept for the day they train again."""
-
-    options: dict[str, Option]
-    """lr, initial_lr, weight_decay, ..."""
-    schedule: dict[str, object] = field(default_factory=dict)
-    """The schedulers' entries for the group."""
-    progress: dict[int, float] = field(default_factory=dict)
-    """How far the learning rates of all groups had come when it was parked, by home."""
-
-
 @dataclass(frozen=True)
 class GroupMemory:
     """What the optimizer remembers of one param group, but for the elements themselves."""
@@ -85,12 +74,16 @@ class Engine(ABC):
     def __init__(self, task: nn.Module, optimizer: Optimizer, schedulers: Sequence[Scheduler] = ()) -> None:
         """Take over an optimizer that holds whole parameters of `task`, before any engine is built around it.
 
-        Frozen parameters are taken out of the optimizer, and remembered as belonging to the group they stood in.
+        Frozen parameters are taken out of the optimizer, and remembered as belonging to the group they stood in, which
+        the schedulers keep seeing.
 
         Args:
             task: the module whose `named_parameters` give the names.
             optimizer: over parameters of `task`.
             schedulers: the learning-rate schedulers that drive the optimizer.
+
+        Raises:
+            TransitionError: the optimizer holds what the task does not, or a scheduler does not hold the optimizer.
         """
         self.task = task
         self.optimizer = optimizer
@@ -98,7 +91,6 @@ class Engine(ABC):
         self.parameters: dict[str, nn.Parameter] = dict(task.named_parameters())
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         self.cohorts: list[Cohort] = []
-        self.parked: dict[int, Parked] = {}
         self._homes: dict[str, int] = {}
         for home, group in enumerate(optimizer.param_groups):
             foreign = [tuple(parameter.shape) for parameter in group["params"] if id(parameter) not in names]
@@ -110,24 +102,19 @@ class Engine(ABC):
             members = [names[id(parameter)] for parameter in group["params"]]
             self._homes.update(dict.fromkeys(members, home))
             trainable = tuple(name for name in members if self.parameters[name].requires_grad)
-            self.cohorts.append(Cohort(trainable, home))
+            if trainable:
+                self.cohorts.append(Cohort(trainable, home))
         # parameters that require a gradient and that the user left out of the optimizer: not ours to train
         self.left_out = frozenset(n for n, p in self.parameters.items() if p.requires_grad and n not in self._homes)
-        before = len(self.cohorts)
-        for index, cohort in enumerate(self.cohorts):
-            optimizer.param_groups[index]["params"] = [self.parameters[name] for name in cohort.names]
-        kept = [index for index, cohort in enumerate(self.cohorts) if cohort.names]
-        self._park([index for index in range(before) if index not in kept])
-        optimizer.param_groups[:] = [optimizer.param_groups[index] for index in kept]
-        reindex(self.schedulers, optimizer, before, kept)
-        self.cohorts = [self.cohorts[index] for index in kept]
+        self.groups = ParamGroups(optimizer, self.schedulers)
+        self.groups.begin({c.home: [(name, self.parameters[name]) for name in c.names] for c in self.cohorts})
 
     # ---- planning
 
     def plan(
         self, phase: str, trainable: Collection[str], *, number: int, step: int, lr: dict[str, float] | None = None
     ) -> PhasePlan:
-        """The param groups of the coming phase: those that go on, then new ones for what is unfrozen now.
+        """The param groups of the coming phase: those that go on, and new ones for what is unfrozen now.
 
         Args:
             phase: the coming phase's name.
@@ -146,12 +133,14 @@ class Engine(ABC):
             raise TransitionError(
                 f"in phase {phase!r} nothing would train; a phase needs at least one trainable parameter"
             )
+        self.groups.sync()
         groups: list[GroupPlan] = []
         live: set[str] = set()
         for index, cohort in enumerate(self.cohorts):
             live.update(cohort.names)
             if kept := tuple(name for name in cohort.names if name in wanted):
-                groups.append(self._group(kept, index, cohort.home, None))
+                options, scale = self.groups.options(index), self.groups.scale(index)
+                groups.append(self.group_plan(kept, index, cohort.home, options, scale))
         rates = lr or {}
         fresh: dict[tuple[int, str, float | None], list[str]] = {}
         for name, parameter in self.parameters.items():
@@ -159,50 +148,20 @@ class Engine(ABC):
                 key = (self._homes.get(name, 0), str(parameter.dtype), rates.get(name))
                 fresh.setdefault(key, []).append(name)
         for (home, _, rate), members in fresh.items():
-            source = next((index for index, cohort in enumerate(self.cohorts) if cohort.home == home), None)
-            if source is None and home not in self.parked:
-                source = 0
-            groups.append(self._group(tuple(members), source, home, rate))
-        return PhasePlan(phase, number, step, tuple(groups))
-
-    def _group(self, names: tuple[str, ...], source: int | None, home: int, lr: float | None) -> GroupPlan:
-        options = self._options(source, home)
-        if lr is not None:
+            options = plain_options(self.groups.homes[home])
             # a schedule goes on in its shape from the rate that was asked for
-            now = options.get("lr")
-            for key in ("initial_lr", "max_lr", "min_lr"):  # the last two are OneCycleLR's
-                bound = options.get(key)
-                if isinstance(bound, float) and isinstance(now, float) and now > 0:
-                    options[key] = bound * lr / now
-            options["lr"] = lr
+            scale = 1.0 if rate is None else self.groups.scale_of(home, rate)
+            own = {} if rate is None else {"lr": rate}
+            groups.append(self.group_plan(tuple(members), None, home, {**options, **own}, scale))
+        return PhasePlan(phase, number, step, tuple(sorted(groups, key=lambda group: group.home)))
+
+    def group_plan(
+        self, names: tuple[str, ...], source: int | None, home: int, options: Mapping[str, Option], scale: float
+    ) -> GroupPlan:
+        """A param group of a plan, with what its parameters' shapes and type are."""
         shapes = tuple(self.shape(name) for name in names)
         dtype = str(self.parameters[names[0]].dtype)
-        return GroupPlan(names, shapes, dtype, source, home, tuple(sorted(options.items())))
-
-    def _options(self, source: int | None, home: int) -> dict[str, Option]:
-        if source is not None:
-            return _plain_options(self.optimizer.param_groups[source])
-        parked = self.parked[home]
-        options = dict(parked.options)
-        options["lr"] = self._rate(parked)
-        # schedules that cycle the momentum do so for all groups alike
-        if any(getattr(scheduler, "cycle_momentum", False) for scheduler in flattened(self.schedulers)):
-            live = _plain_options(self.optimizer.param_groups[0])
-            options.update({key: live[key] for key in ("momentum", "betas") if key in options and key in live})
-        return options
-
-    def _rate(self, parked: Parked) -> Option:
-        """The learning rate of a group that was parked: its schedule went on, the live groups tell how far it is."""
-        if (scheduled := scheduled_rate(self.schedulers, parked.schedule)) is not None:
-            return scheduled
-        rate = parked.options["lr"]
-        assert isinstance(rate, float)
-        for cohort, group in zip(self.cohorts, self.optimizer.param_groups, strict=True):
-            if then := parked.progress.get(cohort.home):
-                return rate * _progress(group) / then
-        initial = parked.options.get("initial_lr")
-        live = self.optimizer.param_groups[0]
-        return initial * _progress(live) if isinstance(initial, float) and "initial_lr" in live else rate
+        return GroupPlan(names, shapes, dtype, source, home, tuple(sorted(options.items())), scale)
 
     # ---- the transition
 
@@ -223,40 +182,6 @@ class Engine(ABC):
     def apply_trainable(self, plan: PhasePlan) -> None:
         """Set `requires_grad` of every parameter as the plan says."""
         set_trainable(self.task, plan.names, untouched=self.left_out)
-
-    def apply_groups(self, plan: PhasePlan) -> None:
-        """Give the torch optimizer and the schedulers the plan's groups, with whole parameters in them."""
-        before = len(self.optimizer.param_groups)
-        survivors = {group.home for group in plan.groups}
-        self._park([i for i, cohort in enumerate(self.cohorts) if cohort.home not in survivors])
-        entries: list[int | dict[str, object]] = []
-        groups: list[dict[str, object]] = []
-        for group in plan.groups:
-            extra: dict[str, object] = {}
-            if group.source is not None:
-                entries.append(group.source)
-                extra = {k: v for k, v in self.optimizer.param_groups[group.source].items() if k != "params"}
-            else:
-                entries.append(self.parked[group.home].schedule)
-            groups.append({**extra, **dict(group.options), "params": [self.parameters[name] for name in group.names]})
-        for home in survivors:  # several groups may have come from one that was parked
-            self.parked.pop(home, None)
-        self.optimizer.param_groups[:] = groups
-        reindex(self.schedulers, self.optimizer, before, entries)
-        for index, group in enumerate(plan.groups):
-            initial = dict(group.options).get("initial_lr")
-            for scheduler in flattened(self.schedulers):
-                bases = getattr(scheduler, "base_lrs", None)
-                if isinstance(bases, list) and len(bases) == len(plan.groups) and initial is not None:
-                    bases[index] = initial
-
-    def _park(self, indices: Sequence[int]) -> None:
-        total = len(self.optimizer.param_groups)
-        for index in indices:
-            home = self.cohorts[index].home
-            options = _plain_options(self.optimizer.param_groups[index])
-            progress = {c.home: _progress(g) for c, g in zip(self.cohorts, self.optimizer.param_groups, strict=True)}
-            self.parked[home] = Parked(options, park(self.schedulers, total, index), progress)
 
     # ---- reading
 
@@ -292,15 +217,6 @@ class Engine(ABC):
             for name in cohort.names
             if "step" in memory.scalars
         }
-
-    def options(self, index: int) -> dict[str, Option]:
-        """lr, initial_lr, weight_decay, ... of a live group."""
-        return _plain_options(self.optimizer.param_groups[index])
-
-    def home_options(self, home: int) -> dict[str, Option]:
-        """Those of any group of a home, live or parked."""
-        index = next((index for index, cohort in enumerate(self.cohorts) if cohort.home == home), None)
-        return self.options(index) if index is not None else self.parked[home].options
 
     @abstractmethod
     def state_bytes(self) -> StateBytes:
@@ -378,28 +294,6 @@ class Engine(ABC):
 
     def after_first_step(self) -> None:  # noqa: B027
         """After the first optimizer step of a phase, when every group has state; engines may have something to do."""
-
-
-def _progress(group: dict[str, object]) -> float:
-    """The part of its own learning rate that a schedule has brought a group to; the rate itself where none is kept."""
-    options = _plain_options(group)
-    rate, own = options["lr"], options.get("initial_lr")
-    assert isinstance(rate, float)
-    return rate / own if isinstance(own, float) and own else rate
-
-
-def _plain_options(group: dict[str, object]) -> dict[str, Option]:
-    options: dict[str, Option] = {}
-    for key, value in group.items():
-        if key == "params":
-            continue
-        if isinstance(value, torch.Tensor) or key in ("lr", "initial_lr"):
-            options[key] = float(value)  # type: ignore[arg-type]
-        elif isinstance(value, tuple):
-            options[key] = tuple(float(item) for item in value)
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            options[key] = value
-    return options
 
 
 def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.Size]) -> GroupMemory:

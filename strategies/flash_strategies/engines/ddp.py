@@ -57,7 +57,7 @@ class DDPEngine(Engine):
     def _rebuild(self, plan: PhasePlan) -> None:
         kept = {id(self.parameters[name]) for name in plan.names}
         self.apply_trainable(plan)
-        self.apply_groups(plan)
+        self.groups.replace(plan.groups, self.parameters)
         live = {id(self.parameters[n]) for cohort in self.cohorts for n in cohort.names}
         for parameter in list(self.optimizer.state):
             if id(parameter) not in kept or id(parameter) not in live:

@@ -111,7 +111,7 @@ class Zero12Engine(Engine):
         wanted = set(plan.names)
         private.release_replicas([self.parameters[n] for c in old_cohorts for n in c.names if n not in wanted])
         self.apply_trainable(plan)
-        self.apply_groups(plan)
+        self.groups.replace(plan.groups, self.parameters)
         self.optimizer.state.clear()
         private.detach(engine)
         with private.sparing(kept):

@@ -72,7 +72,7 @@ class Zero3Engine(Zero12Engine):
             partition = private.partition_of(self.parameters[name])
             partition.data = partition.data.clone()
         self.apply_trainable(plan)
-        self.apply_groups(plan)
+        self.groups.replace(plan.groups, self.parameters)
         self.optimizer.state.clear()
         private.detach(engine)
         unchanged = {old_cohorts[g.source].names for g in plan.groups if g.source is not None} & {

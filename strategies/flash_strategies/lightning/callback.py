@@ -137,6 +137,7 @@ class FinetuningCallback(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the transition to what this epoch trains, if it is another than now."""
         epoch = trainer.current_epoch
+        self.transitions.engine.groups.sync()
         phase, names, rates = self.wanted(pl_module, epoch)
         if not self.transitions.trains(names):
             report = self.transitions.move(phase, names, step=trainer.global_step, lr=rates)
@@ -144,6 +145,12 @@ class FinetuningCallback(pl.Callback):
                 trainer.strategy.adopt_new_wrapper()
             self._tell(trainer, report)
         self._held = hold_in_eval(pl_module, self.held_batch_norms(pl_module, epoch), before=self._held)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Who reads the optimizer's learning rates sees what schedulers wrote."""
+        self.transitions.engine.groups.sync()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
