@@ -82,7 +82,7 @@ class Net(pl.LightningModule):
                 weights[name] = parameter.detach().clone()
         rates: dict[str, float] = {}
         for index, cohort in enumerate(engine.cohorts):
-            rate = engine.options(index)["lr"]
+            rate = engine.groups.options(index)["lr"]
             assert isinstance(rate, float)
             rates.update(dict.fromkeys(cohort.names, rate))
         self.states[self.global_step] = State(
