@@ -72,7 +72,7 @@ def _numbers(engine: Engine) -> dict[str, object]:
     """What the optimizer keeps per group, and the loss scale: the same on every rank."""
     found: dict[str, object] = {}
     for index in range(len(engine.cohorts)):
-        found |= {f"{key} of param group {index}": value for key, value in sorted(engine.options(index).items())}
+        found |= {f"{key} of param group {index}": value for key, value in sorted(engine.groups.options(index).items())}
     try:
         for index, memory in enumerate(engine.memory()):
             found |= {f"{key} count of param group {index}": value for key, value in sorted(memory.scalars.items())}
