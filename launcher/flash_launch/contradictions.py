@@ -2,6 +2,7 @@
 
 from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
+from flash_launch.metric_goal import MetricGoal
 from flash_launch.options import option_name
 
 __all__ = ["check_options"]
@@ -30,6 +31,7 @@ def check_options(config: RunConfig) -> None:
         FlashLaunchError: StrategyNameError, StrategyTypeError, StrategyValueError, SetupError or ConfigError.
     """
     _check_arguments(config)
+    _check_keep_best(config)
     _check_epochs(config)
     if not config.own_strategy:  # those are looked at where they may import torch
         _check_strategy(config)
@@ -58,6 +60,16 @@ def _check_arguments(config: RunConfig) -> None:
         raise ConfigError(
             f"--strategy-args was given, but --strategy {config.strategy} takes none: leave them out"
             + (f", and give {' and '.join(options)}" if options else "")
+        )
+
+
+def _check_keep_best(config: RunConfig) -> None:
+    if config.keep_best is None:
+        return
+    MetricGoal.parse(config.keep_best)
+    if config.checkpoint_every[0] == 0:
+        raise ConfigError(
+            f"--keep-best {config.keep_best} needs checkpoints, and --checkpoint-every 0 saves none: leave one out"
         )
 
 

@@ -190,9 +190,10 @@ class OutputOptions:
     keep_last: int = 2
     """How many checkpoints are kept: the newest ones."""
 
-    keep_best: str | None = field(default=None, metadata={"metavar": "METRIC"})
-    """Keep also the checkpoint that followed the epoch with the best value of this metric, such as val_accuracy.
-    Lower is better for losses and errors. Default: only the newest."""
+    keep_best: str | None = field(default=None, metadata={"metavar": "METRIC[:min|max]"})
+    """Keep also the checkpoint that followed the epoch with the best value of this metric, such as val_accuracy,
+    of which each epoch then has one. Whether high or low is better is known of usual names; say it of others:
+    my_score:max. Default: only the newest."""
 
     background_checkpoints: bool = True
     """Write checkpoints while training goes on."""

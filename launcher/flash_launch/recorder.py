@@ -17,7 +17,7 @@ from flash_launch.memory import peak_bytes, reset_peak
 from flash_launch.rank_guard import note_failure
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_launch.traffic import TrafficCounter
-from flash_strategies.lightning import FinetuningCallback
+from flash_strategies.lightning import FinetuningCallback, private
 from flash_strategies.reporting import transition_line
 from flash_strategies.transition import TransitionReport
 
@@ -160,6 +160,7 @@ class Recorder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps are timed from here where a fit goes on in the middle of an epoch."""
+        private.after_each_epoch(trainer, lambda: self._record_epoch(trainer))
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -225,8 +226,7 @@ class Recorder(pl.Callback):
             }
             self._metric(trainer, "step", {**values, **measured})
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record the epoch's metrics."""
+    def _record_epoch(self, trainer: pl.Trainer) -> None:
         self._stop_counting()
         self.metrics = {
             name: float(value)

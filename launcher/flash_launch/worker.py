@@ -30,6 +30,7 @@ from flash_launch.final_weights import save_weights
 from flash_launch.library_warnings import show_library_warnings
 from flash_launch.logged_values import LoggedValues
 from flash_launch.loss_guard import LossGuard
+from flash_launch.metric_goal import MetricGoal
 from flash_launch.progress_callback import ProgressCallback
 from flash_launch.rank_guard import note_stop
 from flash_launch.recorder import Recorder
@@ -92,7 +93,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
     recorder = Recorder(folder, finetuning, batch_size=config.batch_size)
     options = SaverOptions(
         Cadence(*config.checkpoint_every),
-        Keeping(config.keep_last, config.keep_best),
+        Keeping(config.keep_last, MetricGoal.parse(config.keep_best) if config.keep_best else None),
         config.background_checkpoints,
         assembly.setup.name,
         config.batch_size,

@@ -11,9 +11,10 @@ import pytest
 
 from flash_launch.checkpoint.attempts import Attempt
 from flash_launch.checkpoint.manifest import Manifest, Part, Position, record, write
-from flash_launch.checkpoint.schedule import Keeping, higher_is_better
+from flash_launch.checkpoint.schedule import Keeping
 from flash_launch.checkpoint.store import Store
 from flash_launch.errors import CheckpointError
+from flash_launch.metric_goal import MetricGoal
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -178,10 +179,10 @@ def test_the_best_is_kept_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for step, accuracy, batch in ((1, 0.5, 0), (2, 0.9, 0), (3, 0.9, 2), (4, 0.7, 0), (5, 0.6, 0)):
         save(store, step, batch=batch, val_accuracy=accuracy)
-    keeping = Keeping(1, "val_accuracy")
+    keeping = Keeping(1, MetricGoal("val_accuracy", True))
     assert set(store.keep(keeping.last, "step_5", keeping.score)) == {"step_1", "step_3", "step_4"}
-    assert not higher_is_better("val_loss")
-    assert Keeping(1, "val_loss").score(replace(store.checked("step_5", "run"), metrics={"val_loss": 2.0})) == -2.0
+    checkpoint = replace(store.checked("step_5", "run"), metrics={"val_loss": 2.0})
+    assert Keeping(1, MetricGoal("val_loss", False)).score(checkpoint) == -2.0
 
 
 def test_publishing_over_a_damaged_one_replaces_it(store: Store) -> None:

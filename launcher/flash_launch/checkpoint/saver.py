@@ -21,7 +21,7 @@ from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.checkpoint.snapshot import Told, take_job, trainable_digest
 from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writing import Job, Written, run_job
-from flash_launch.errors import FencedError
+from flash_launch.errors import ConfigError, FencedError
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.errors import CheckpointError
@@ -106,6 +106,7 @@ class Saver(pl.Callback):
         self._looked_step, self._fence_looked = -1, time.monotonic()
         self._before_validation: RankState | None = None
         self._last_error = ""
+        self._best_is_logged = False
 
     # ---- Lightning's hooks
 
@@ -124,6 +125,7 @@ class Saver(pl.Callback):
         parts = self._store.parts(self._attempt.run) if control.rank == 0 else {}
         self._parts = control.gather(parts, "the start of training")[0]  # type: ignore[assignment]
         self._looked_step, self._tried_at = trainer.global_step, time.monotonic()
+        private.after_each_epoch(trainer, lambda: self._note_metrics(trainer))
         private.before_each_fetch(trainer, lambda: self._between_batches(trainer))
 
     def at_epoch_start(self, trainer: pl.Trainer) -> None:
@@ -132,7 +134,8 @@ class Saver(pl.Callback):
         position = Position(trainer.global_step, epoch, 0, 0)
         if position.step == 0:
             return
-        self._look(trainer, position, due=self._options.cadence.at_epoch(epoch))
+        best = self._options.keeping.best is not None  # else the best epoch may have none
+        self._look(trainer, position, due=self._options.cadence.at_epoch(epoch) or best)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the phase that trains now."""
@@ -143,13 +146,24 @@ class Saver(pl.Callback):
         if not self.history or self.history[-1].trainable != mark.trainable:
             self.history.append(mark)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the epoch's metrics."""
+    def _note_metrics(self, trainer: pl.Trainer) -> None:
         self.metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if torch.as_tensor(value).numel() == 1
         }
+        best = self._options.keeping.best
+        if best is None or self._best_is_logged:
+            return
+        logged = self._finetuning.transitions.control.gather(list(self.metrics), "the end of an epoch")[0]
+        assert isinstance(logged, list)
+        if best.name not in logged:
+            raise ConfigError(
+                f"--keep-best {best.name}: nothing of that name was logged by the end of epoch "
+                f"{trainer.current_epoch}, so no checkpoint would be the best. Logged were: "
+                f"{', '.join(sorted(logged)) or 'no metrics'}. Give one of these, or log it in validation_step"
+            )
+        self._best_is_logged = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take this rank's state: from here on only metrics and random numbers change, so it can be redone."""

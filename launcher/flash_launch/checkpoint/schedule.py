@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flash_launch.checkpoint.manifest import Manifest
+from flash_launch.metric_goal import MetricGoal
 
-__all__ = ["Cadence", "Keeping", "higher_is_better"]
+__all__ = ["Cadence", "Keeping"]
 
 Unit = Literal["steps", "epochs", "minutes"]
 
@@ -44,16 +45,11 @@ class Keeping:
 
     last: int
     """The newest so many."""
-    best: str | None
+    best: MetricGoal | None
     """And the best by this metric of the epoch that ended before it."""
 
     def score(self, manifest: Manifest) -> float:
         """Higher is better; NaN where the metric is not known, or is of weights that have trained on since."""
         assert self.best is not None
-        value = manifest.metrics.get(self.best, math.nan) if manifest.position.batch == 0 else math.nan
-        return value if higher_is_better(self.best) else -value
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a metric of that name is to be large: not losses, errors and perplexities."""
-    return not any(word in metric.lower() for word in ("loss", "error", "perplexity", "mse", "mae", "nll"))
+        value = manifest.metrics.get(self.best.name, math.nan) if manifest.position.batch == 0 else math.nan
+        return value if self.best.higher else -value

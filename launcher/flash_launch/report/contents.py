@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from flash_launch.checkpoint.schedule import higher_is_better
+from flash_launch.metric_goal import higher_is_better
 from flash_launch.report.charts import make_drawing, metric_words, shown_metrics
 from flash_launch.report.curves import Curves
 from flash_launch.report.drawing import Drawing

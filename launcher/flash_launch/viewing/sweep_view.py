@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from flash_launch.checkpoint.schedule import higher_is_better
+from flash_launch.metric_goal import higher_is_better
 from flash_launch.run_folder import RunFolder
 from flash_launch.viewing.json_fields import integer, items, mapping, read_mapping, text
 from flash_launch.viewing.run_state import JobLine, State, state_of
@@ -155,8 +155,9 @@ def _row(index: int, name: str, values: Mapping[str, object], view: RunView, sta
     best: dict[str, float] = {}
     for epoch in epochs:
         for metric, value in epoch.metrics.items():
-            better = max if higher_is_better(metric) else min
-            if value == value:  # NaN is never the best
+            higher = higher_is_better(metric)
+            better = max if higher else min
+            if value == value and higher is not None:  # NaN is never the best
                 best[metric] = better(best.get(metric, value), value)
     of = f" of {view.max_epochs}" if view.max_epochs is not None else ""
     return SweepRow(index, name, values, state, f"{done}{of}", epochs[-1].metrics if epochs else {}, best)

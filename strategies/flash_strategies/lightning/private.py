@@ -118,6 +118,19 @@ def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     inner._on_before_fetch = wrapped  # type: ignore[method-assign]
 
 
+def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+    """Call `action` when all hooks of an epoch's end have logged theirs, the task's own included."""
+    connector = trainer._logger_connector
+    plain = connector.on_epoch_end
+
+    def wrapped() -> None:
+        plain()
+        if trainer.training:  # not a validation's end
+            action()
+
+    connector.on_epoch_end = wrapped  # type: ignore[method-assign]
+
+
 def remember_metrics(trainer: pl.Trainer, metrics: Mapping[str, torch.Tensor]) -> None:
     """Let `trainer.callback_metrics` begin with these, the last ones of another fit."""
     trainer._logger_connector._callback_metrics.update(metrics)
