@@ -12,7 +12,7 @@ from flash_launch.metric_goal import MetricGoal, higher_is_better
 LOW = """val_loss loss val/loss valLoss val_loss_epoch val_wer val_cer val_fid val_ppl val_mape val_lpips top1_err
 val_error val_error_rate val_dice_loss val-MSE val_rmse val_loss/dataloader_idx_1 perplexity FID"""
 HIGH = """val_accuracy val_acc acc val/acc valAcc val_f1 val_f1_macro val_auroc val_mAP val_mAP50 map_75 val_iou
-val_miou val_top1_acc val_recall@10 val_bleu4 rougeL val_psnr val_ssim val_r2 
+val_miou val_top1_acc val_recall@10 val_bleu4 rougeL val_psnr val_ssim val_r2
 val_accuracy/dataloader_idx_0 BinaryAccuracy"""
 UNKNOWN = "val_score val_metric x val_error_map lossy maple val_heraldic"
 
