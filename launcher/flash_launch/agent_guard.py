@@ -130,6 +130,8 @@ def _evidence(file: Path, code: int) -> dict[str, object]:
 
 def _exit_code(file: Path) -> int | None:
     """The exit code of a child that ended and was not yet reaped, by its .pid file; None if it runs or was reaped."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13: torchrun, which reaps them, says how its ranks ended
+        return None
     with contextlib.suppress(OSError, ValueError):
         end = os.waitid(os.P_PID, int(file.read_text()), os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if end is not None:

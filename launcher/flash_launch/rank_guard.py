@@ -210,10 +210,18 @@ def _die_with_parent() -> None:
     if expected is None:
         return
     os.environ[telling.PARENT] = str(os.getpid())  # for what this process starts, if it is guarded
-    if sys.platform != "linux" or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if not _killed_with_parent():
         threading.Thread(target=_watch_parent, args=(int(expected),), daemon=True).start()
     if os.getppid() != int(expected):  # it ended before this process asked to be told
         os._exit(1)
+
+
+def _killed_with_parent() -> bool:
+    """Ask the kernel to kill this process with its parent; False: it cannot, as any but Linux."""
+    try:
+        return bool(ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0)
+    except (AttributeError, OSError):
+        return False
 
 
 def _watch_parent(expected: int) -> None:

@@ -16,6 +16,8 @@ import signal
 import time
 from pathlib import Path
 
+from flash_launch.processes import command_line
+
 __all__ = [
     "ENDS",
     "LOGS",
@@ -102,7 +104,7 @@ def ask_for_stacks(ends: Path, node: int | str) -> None:
         with contextlib.suppress(OSError, ValueError):
             pid = int(file.read_text())
             # a pid of another process would be killed by it; a rank takes it once its .begin is there
-            if file.with_suffix(".begin").exists() and b"rank_guard" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if file.with_suffix(".begin").exists() and "rank_guard" in command_line(pid):
                 os.kill(pid, STACK_SIGNAL)
                 asked = True
     if asked:

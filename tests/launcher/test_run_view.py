@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recorded_run import BEGAN, Recorded
 
-from flash_launch.checkpoint.attempts import process_began
+from flash_launch.processes import process_began
 from flash_launch.viewing.metrics_file import MetricsFile
 from flash_launch.viewing.run_state import JobLine, State, state_of
 from flash_launch.viewing.run_view import read_run

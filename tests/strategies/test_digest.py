@@ -61,6 +61,10 @@ def test_any_one_bit_changes_it(dtype: torch.dtype) -> None:
 
 
 def test_place_and_name_count() -> None:
+    block = torch.arange(2 * 8_192, dtype=torch.int64)
+    assert int(slice_digest(block[:2])) != int(slice_digest(block[:2].flip(0)))
+    assert int(slice_digest(block)) != int(slice_digest(block.roll(8_192)))
+    assert combined_digest({"a": 1}) != combined_digest({"b": 1})
     assert int(slice_digest(torch.tensor([1.0, 2.0]))) != int(slice_digest(torch.tensor([2.0, 1.0])))
     assert combined_digest({"a": 1, "b": 2}) == combined_digest({"b": 2, "a": 1}) != combined_digest({"a": 2, "b": 1})
     assert int(slice_digest(torch.empty(0))) == 0

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flash_launch.errors import FencedError
+from flash_launch.processes import process_began
 
-__all__ = ["STOPPED", "Attempt", "Fence", "begin", "launcher_runs", "process_began", "read_attempts"]
+__all__ = ["STOPPED", "Attempt", "Fence", "begin", "launcher_runs", "read_attempts"]
 
 STOPPED = 75
 """Exit code of an attempt that was asked to stop, has saved, and can go on: sysexits.h's EX_TEMPFAIL, "try again"."""
@@ -128,20 +129,6 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     return sorted((int(name[:-5]), folder / name) for name in names if re.fullmatch(r"\d{4,}\.json", name))
-
-
-def process_began(pid: int) -> float | None:
-    """When a process of this machine began, in seconds since 1970; None if there is none, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        boot = next(
-            line for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines() if line.startswith("btime ")
-        )
-    except (OSError, StopIteration):
-        return None
-    if fields[0] in "ZXx":
-        return None
-    return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def launcher_runs(attempt: Attempt, began: Callable[[int], float | None] = process_began) -> bool:

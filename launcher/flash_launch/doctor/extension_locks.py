@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_launch.doctor.findings import Finding, fail, ok, warn
-from flash_launch.doctor.folders import file_system, is_shared
+from flash_launch.doctor.folders import file_system, is_shared, mounts
 
 __all__ = ["BuildLock", "LockFacts", "check_locks", "gather_locks"]
 
@@ -88,7 +88,7 @@ def gather_locks(environment: Mapping[str, str], torch_folder: Path | None) -> L
         except OSError:
             continue  # the build has just ended
         locks.append(BuildLock(str(file), age, _holders(file)))
-    kind = file_system(str(folder.resolve()), Path("/proc/self/mountinfo").read_text().splitlines())
+    kind = file_system(str(folder.resolve()), mounts())
     return LockFacts(str(folder), tuple(locks), _locks_by_existence(torch_folder), is_shared(kind))
 
 

@@ -117,15 +117,25 @@ def gather_folder(path: str | os.PathLike[str]) -> FolderFacts:
     except OSError as error:
         return FolderFacts(str(wanted), str(above), problem or error.strerror or str(error))
     free_files = told.f_favail if told.f_files else None
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    kind = file_system(str(above.resolve()), mounts)
+    kind = file_system(str(above.resolve()), mounts())
     return FolderFacts(str(wanted), str(above), problem, told.f_bavail * told.f_frsize, free_files, kind)
 
 
-def file_system(path: str, mounts: Iterable[str]) -> str:
-    """The type of the file system that a path is on, by the lines of /proc/self/mountinfo; the last mount wins."""
+def mounts() -> list[str]:
+    """The lines of /proc/self/mountinfo; none where there is no such file."""
+    try:
+        return Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def file_system(path: str, lines: Iterable[str]) -> str:
+    """The type of the file system that a path is on, by the lines of /proc/self/mountinfo; the last mount wins.
+
+    Empty where that is not known.
+    """
     best, kind = "", ""
-    for line in mounts:
+    for line in lines:
         before, _, after = line.partition(" - ")
         if len(before.split()) < 5 or not after:
             continue

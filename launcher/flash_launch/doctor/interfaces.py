@@ -1,12 +1,12 @@
 """Network interfaces of this machine, without any package; and which of them NCCL and gloo would use."""
 
-import fcntl
 import ipaddress
 import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from flash_launch.executors.addresses import interface_addresses
 
 __all__ = [
     "Interface",
@@ -18,7 +18,6 @@ __all__ = [
     "own_address",
 ]
 
-_SIOCGIFADDR = 0x8915
 _NEVER = ("lo", "docker", "virbr", "br-", "cni", "flannel", "lxc", "podman", "vnet")
 _SYS_NET, _SYS_INFINIBAND = Path("/sys/class/net"), Path("/sys/class/infiniband")
 
@@ -86,16 +85,11 @@ def gather_interfaces() -> tuple[Interface, ...]:
         address, _, _, scope, _, name = line.split()
         if scope != "20":  # valid on its link only
             sixes.setdefault(name, []).append(str(ipaddress.IPv6Address(int(address, 16))))
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                told = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                four = [socket.inet_ntoa(told[20:24])]
-            except OSError:
-                four = []
-            found.append(Interface(name, (*four, *sixes.get(name, ())), _state(name) != "down"))
-    return tuple(found)
+    fours = {name: address for address, name in interface_addresses().items()}
+    return tuple(
+        Interface(name, (*((fours[name],) if name in fours else ()), *sixes.get(name, ())), _state(name) != "down")
+        for _, name in socket.if_nameindex()
+    )
 
 
 def gather_infiniband() -> tuple[str, ...]:

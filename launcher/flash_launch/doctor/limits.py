@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class LimitFacts:
     shm_total: int | None
     """Size of /dev/shm; None: there is none."""
     shm_free: int = 0
+    shm_used: bool = True
+    """Whether this system hands shared memory out as files of /dev/shm, as Linux does."""
     """Free bytes of it."""
     memlock: int | None = None
     """Memory that a process may lock; None: as much as there is."""
@@ -57,6 +60,8 @@ def check_limits(facts: LimitFacts) -> list[Finding]:
 def check_shared_memory(facts: LimitFacts) -> Finding:
     """Loader workers and NCCL hand tensors over by /dev/shm; a container has 64 MiB of it unless told otherwise."""
     fix = "give it more: docker run --shm-size=16g or --ipc=host; mount -o remount,size=16g /dev/shm"
+    if not facts.shm_used:
+        return ok(_GROUP, "shared memory needs no /dev/shm on this system")
     if facts.shm_total is None:
         return fail(_GROUP, "there is no /dev/shm, which NCCL and loader workers need", f"mount it, or {fix}")
     told = f"/dev/shm has {_size(facts.shm_total)}, {_size(facts.shm_free)} free"
@@ -121,11 +126,12 @@ def gather_limits(*, infiniband: bool) -> LimitFacts:
     return LimitFacts(
         shm_total=total,
         shm_free=free,
+        shm_used=sys.platform == "linux",
         memlock=_finite(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]),
         infiniband=infiniband,
         open_files=_finite(soft),
         open_files_hard=_finite(hard),
-        memory=values.get("MemTotal", 0),
+        memory=values["MemTotal"],
         memory_free=values.get("MemAvailable", values.get("MemFree", 0) + values.get("Cached", 0)),
         cgroup_limit=limit,
         cgroup_used=used,
@@ -137,7 +143,11 @@ def _finite(value: int) -> int | None:
 
 
 def _meminfo() -> dict[str, int]:
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: what is free is not known
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return {"MemTotal": whole, "MemAvailable": whole}
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
 
 

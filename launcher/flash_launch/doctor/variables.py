@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flash_launch.doctor.findings import Finding, fail, ok, warn
+from flash_launch.processes import usable_cores
 
 __all__ = ["VariableFacts", "check_shadows", "check_variables", "gather_variables"]
 
@@ -115,7 +116,7 @@ def gather_variables(environment: Mapping[str, str], folder: Path) -> VariableFa
             libraries += [str(path) for path in sorted(Path(entry).glob(f"{name}*"))[:1]]
     return VariableFacts(
         environment=dict(environment),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         shadows=_find_shadows(paths),
         libraries=tuple(libraries),
     )

@@ -5,13 +5,16 @@ import fcntl
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 
 from flash_launch.errors import LaunchError
 
-__all__ = ["head_address", "interface_addresses", "interface_of", "local_address", "source_address"]
+__all__ = ["head_address", "interface_addresses", "interface_of", "local_address", "loopback", "source_address"]
 
-_SIOCGIFADDR = 0x8915
+_SIOCGIFADDR = 0xC0206921 if sys.platform == "darwin" else 0x8915
+_LOOPBACK = ("lo", "lo0")
+"""Of Linux, and of macOS and the BSDs."""
 _ANY_PORT = 9
 
 
@@ -73,7 +76,12 @@ def source_address(address: str, here: str, peer: str = "the first node") -> str
 def interface_of(address: str) -> str | None:
     """The network interface that has an IPv4 address; None where that is not known."""
     found = interface_addresses().get(address)
-    return "lo" if found is None and address.startswith("127.") else found
+    return loopback() if found is None and address.startswith("127.") else found
+
+
+def loopback() -> str | None:
+    """The interface by which this machine reaches itself; None where that is not known."""
+    return next((name for _, name in socket.if_nameindex() if name in _LOOPBACK), None)
 
 
 def interface_addresses() -> dict[str, str]:

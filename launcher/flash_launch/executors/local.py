@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from flash_launch.errors import LaunchError
+from flash_launch.executors.addresses import loopback
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
 from flash_launch.executors.echo import Echo
 from flash_launch.executors.torchrun import agent_argv, agent_environment
+from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -142,9 +144,9 @@ def _start(
             logs=str(folder.logs),
             ends=str(folder.ends_of(attempt)),
             parent=os.getpid(),
-            threads=max(1, len(os.sched_getaffinity(0)) // (nodes * procs_per_node)),
+            threads=max(1, usable_cores() // (nodes * procs_per_node)),
             gpus=None if gpus is None else gpus[node * procs_per_node : (node + 1) * procs_per_node],
-            interface="lo" if "lo" in (name for _, name in socket.if_nameindex()) else None,
+            interface=loopback(),
         ),
         log,
     )

@@ -27,6 +27,7 @@ from flash_launch.errors import FencedError, LaunchError
 from flash_launch.executors.addresses import head_address, interface_of, local_address, source_address
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
 from flash_launch.executors.torchrun import agent_argv, agent_environment
+from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder, write_json
 
 __all__ = ["ALIVE", "BEGAN", "BY_SLURM", "STOP", "NodeTask", "main", "node_argv", "run_node"]
@@ -190,7 +191,7 @@ def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str]) -> Agent:
         logs=str(folder.logs),
         ends=str(folder.ends_of(task.attempt)),
         parent=os.getpid(),
-        threads=max(1, len(os.sched_getaffinity(0)) // task.procs_per_node),
+        threads=max(1, usable_cores() // task.procs_per_node),
         interface=interface_of(own),
     )
     return start_agent(task.node, argv, environment, folder.agent_log(task.node))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt, launcher_runs, process_began
+from flash_launch.checkpoint.attempts import Attempt, launcher_runs
+from flash_launch.processes import process_began
 from flash_launch.viewing.json_fields import text
 from flash_launch.viewing.run_view import AttemptView, RunView
 from flash_launch.viewing.wording import ago, resume_command
