@@ -16,7 +16,8 @@ from own_code import MY_TASK
 
 from flash_launch.executors.agent import Signals, start_agent, watch
 from flash_launch.executors.ends import attempt_verdict, write_slurm_record
-from flash_launch.executors.local import free_port, run_local
+from flash_launch.executors.local import run_local
+from flash_launch.executors.ports import held_port
 from flash_launch.executors.torchrun import agent_argv, agent_environment
 from flash_launch.run_folder import RunFolder, create
 from flash_launch.verdict import Kind, SlurmRecord, Verdict
@@ -198,7 +199,8 @@ def start_nodes(folder: Path, nodes: list[int], address: str) -> Verdict:
     run = create(folder / "run")
     ends = run.ends_of(1)
     ends.mkdir(parents=True)
-    port = free_port()
+    with held_port() as port:
+        pass  # nobody listens at it
     agents = []
     for node in nodes:
         argv = agent_argv(

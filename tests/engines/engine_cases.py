@@ -64,6 +64,8 @@ CALM = [
 ]
 LINKED = [Case(1, "linked", (setup,)) for setup in ("zero1", "zero2")]
 SCALE = [Case(1, "scale", (setup,)) for setup in ZERO]
+SURVIVAL = [*(Case(2, "survival", (setup,)) for setup in ZERO), Case(3, "survival", ("zero2",))]
+APART = [Case(2, "apart", (setup,)) for setup in ZERO]
 LEAKS = [Case(2, "leaks", (setup,)) for setup in SETUPS]
 BYTES = [
     *(Case(2, "bytes", (setup, precision)) for setup in SETUPS for precision in PRECISIONS),
@@ -71,5 +73,8 @@ BYTES = [
 ]
 RELOCATE = [Case(n, "relocate") for n in (2, 3)]
 
-_ALL = [*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LINKED, *SCALE, *LEAKS, *BYTES, *RELOCATE]
+_ALL = [
+    *(*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LINKED, *SCALE, *SURVIVAL, *APART),
+    *(*LEAKS, *BYTES, *RELOCATE),
+]
 BY_NAME = {case.name: case for case in _ALL}

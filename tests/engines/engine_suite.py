@@ -14,6 +14,7 @@ from engine_cases import BY_NAME, PHASES, STEPS
 from engine_nets import GLOBAL_BATCH, Chain, Deep
 from engine_proofs import alarm, calm, linked, scale
 from engine_runs import RANK, WORLD_SIZE, Run, config, named, same
+from engine_survival import apart, survival
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -297,6 +298,8 @@ CASES: dict[str, Callable[..., object]] = {
     "calm": calm,
     "linked": linked,
     "scale": scale,
+    "survival": survival,
+    "apart": apart,
     "leaks": leaks,
     "bytes": bytes_held,
     "relocate": relocate_slices,

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from flash_launch.errors import LaunchError
-from flash_launch.executors.local import LaunchResult, free_port, run_local
+from flash_launch.executors.local import LaunchResult, run_local
+from flash_launch.executors.ports import held_port
 from flash_launch.executors.torchrun import agent_argv, agent_environment
 from flash_launch.run_folder import RunFolder, create
 
@@ -242,10 +243,10 @@ def test_a_killed_agent_leaves_no_rank_and_is_named(launch: Callable[..., Launch
 
 
 def test_another_port_is_tried_when_one_is_taken(folder: RunFolder) -> None:
-    with socket.socket() as taken:
+    with socket.socket() as taken, held_port() as free:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ports = [taken.getsockname()[1], free_port()]
+        ports = [taken.getsockname()[1], free]
         result, _ = run_here(folder, 1, 1, "bar", choose_port=lambda: ports.pop(0))
     assert (result.exit_code, ports) == (0, [])
 

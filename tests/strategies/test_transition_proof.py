@@ -57,3 +57,25 @@ def test_a_transition_that_changes_a_weight_that_trains_is_stopped(changed: str)
 def test_a_transition_that_changes_a_frozen_weight_is_stopped() -> None:
     with pytest.raises(ProofError, match=r"embedding\.weight moved while frozen"):
         move(transitions("embedding.weight"))
+
+
+def test_a_first_step_without_a_rate_is_not_the_one_that_is_proved() -> None:
+    through = transitions("")
+    optimizer = through.engine.optimizer
+    move(through)
+    for rate, lazy in ((0.0, False), (0.1, True)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name in through.trainable:
+            through.engine.parameters[name].grad = torch.ones_like(through.engine.parameters[name])
+        if lazy:  # the optimizer passes over it
+            held = through.engine.parameters["backbone.weight"].detach().clone()
+        through.before_step()
+        optimizer.step()
+        if not lazy:
+            through.after_step()
+            assert set(through.watched) == {"backbone.weight", "backbone.bias"}
+    with torch.no_grad():
+        through.engine.parameters["backbone.weight"].copy_(held)
+    with pytest.raises(ProofError, match=r"backbone\.weight did not move although unfrozen"):
+        through.after_step()

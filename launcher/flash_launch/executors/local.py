@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,6 +16,7 @@ from flash_launch.errors import LaunchError
 from flash_launch.executors.addresses import loopback
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
 from flash_launch.executors.echo import Echo
+from flash_launch.executors.ports import held_port
 from flash_launch.executors.torchrun import agent_argv, agent_environment
 from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder
@@ -23,7 +24,7 @@ from flash_launch.run_folder import RunFolder
 if TYPE_CHECKING:
     from flash_launch.verdict import Verdict
 
-__all__ = ["LaunchResult", "free_port", "run_local"]
+__all__ = ["LaunchResult", "run_local"]
 
 _PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _PORTS_TRIED = 3
@@ -74,19 +75,21 @@ def run_local(
     signals = Signals()
     with signals.watch():
         for _ in range(_PORTS_TRIED):
-            port = (choose_port or free_port)()
             echo = Echo(folder.rank_log(0, 0), console or sys.stdout.buffer)
             agents: list[Agent] = []
-            try:
-                for node in range(nodes):
-                    agents.append(_start(folder, nodes, node, procs_per_node, worker, gpus, environment, port, attempt))
-                watch(agents, signals, ends, stop_seconds, poll=echo.pump)
-            except OSError as error:
-                raise LaunchError(f"an agent could not be started: {error}") from error
-            finally:
-                for agent in agents:
-                    agent.tell(signal.SIGKILL)
-                    agent.process.wait()
+            with held_port() if choose_port is None else nullcontext(choose_port()) as port:
+                try:
+                    for node in range(nodes):
+                        agents.append(
+                            _start(folder, nodes, node, procs_per_node, worker, gpus, environment, port, attempt)
+                        )
+                    watch(agents, signals, ends, stop_seconds, poll=echo.pump)
+                except OSError as error:
+                    raise LaunchError(f"an agent could not be started: {error}") from error
+                finally:
+                    for agent in agents:
+                        agent.tell(signal.SIGKILL)
+                        agent.process.wait()
             if signals.hard is not None or not _port_was_taken(agents[0], ends):
                 break
         else:
@@ -100,13 +103,6 @@ def run_local(
     from flash_launch.executors.ends import attempt_verdict  # what most launches never need
 
     return LaunchResult(1, attempt_verdict(folder, attempt), seconds)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _start(

@@ -13,11 +13,10 @@ import os
 import re
 import select
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from flash_launch.checkpoint.attempts import Fence
 from flash_launch.errors import FencedError, LaunchError
 from flash_launch.executors.addresses import head_address, interface_of, local_address, source_address
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
+from flash_launch.executors.ports import held_port
 from flash_launch.executors.torchrun import agent_argv, agent_environment
 from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder, write_json
@@ -92,7 +92,7 @@ def run_node(task: NodeTask, worker: Sequence[str] = WORKER, control: int | None
     ends.mkdir(parents=True, exist_ok=True)
     signals = Signals()
     others = _Others(ends, task.node, Fence(folder.attempts, task.attempt))
-    with signals.watch():
+    with signals.watch(), contextlib.ExitStack() as held:
         if control is not None:
             print(BEGAN, flush=True)
             threading.Thread(target=_listen, args=(control, signals), daemon=True).start()
@@ -101,7 +101,9 @@ def run_node(task: NodeTask, worker: Sequence[str] = WORKER, control: int | None
             {"node": task.node, "host": task.nodes[task.node], "pid": os.getpid(), "time": time.time()},
         )
         try:
-            agent = _start(task, folder, worker)
+            address, own = _addresses(task)
+            held.enter_context(_port(task, address))
+            agent = _start(task, folder, worker, address, own)
         except (LaunchError, OSError) as error:
             write_json(
                 ends / f"node{task.node}_agent.end",
@@ -166,15 +168,16 @@ def _exit_code(file: Path) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str]) -> Agent:
-    several = len(set(task.nodes)) > 1
+def _addresses(task: NodeTask) -> tuple[str, str]:
+    """Where the first node is reached, and this node's own address."""
     if task.head:
-        address = task.head
-        own = task.head if task.node == 0 else source_address(task.head, task.nodes[task.node])
-    else:
-        address = head_address(task.nodes, task.node) if several else "127.0.0.1"
-        own = local_address(task.nodes, task.node) if several else "127.0.0.1"
-    _check_reachable(task, address)
+        return task.head, task.head if task.node == 0 else source_address(task.head, task.nodes[task.node])
+    if len(set(task.nodes)) == 1:
+        return "127.0.0.1", "127.0.0.1"
+    return head_address(task.nodes, task.node), local_address(task.nodes, task.node)
+
+
+def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str], address: str, own: str) -> Agent:
     argv = agent_argv(
         (*worker, str(folder.path)),
         nodes=len(task.nodes),
@@ -197,23 +200,23 @@ def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str]) -> Agent:
     return start_agent(task.node, argv, environment, folder.agent_log(task.node))
 
 
-def _check_reachable(task: NodeTask, address: str) -> None:
-    """On the first node: that the port is free. Two jobs on one node, or an attempt before, may hold it.
+@contextlib.contextmanager
+def _port(task: NodeTask, address: str) -> Iterator[None]:
+    """On the first node, hold the port. Two jobs on one node, or an attempt before, may have it.
 
     Raises:
         LaunchError: it is taken.
     """
-    if task.node != 0:
-        return
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.ExitStack() as held:
         try:
-            probe.bind(("", task.port))
+            if task.node == 0:
+                held.enter_context(held_port(task.port, ipv6=":" in address))
         except OSError as error:
             raise LaunchError(
                 f"node {task.nodes[0]}: port {task.port}, where the ranks were to meet, cannot be used: "
                 f"{error.strerror} (EADDRINUSE: address already in use)"
             ) from error
+        yield
 
 
 def main(argv: Sequence[str]) -> int:
