@@ -28,7 +28,8 @@ from rich.table import Table
 
 from flash_launch.checkpoint.store import Store
 from flash_launch.errors import FlashLaunchError
-from flash_launch.executors.local import LaunchResult, free_port
+from flash_launch.executors.local import LaunchResult
+from flash_launch.executors.ports import held_port
 from flash_launch.run_folder import RunFolder, read_json
 
 SETUPS = ("zero2", "ddp", "zero2", "ddp", "zero2", "ddp", "zero2", "zero3")  # zero3 takes long on a CPU
@@ -178,9 +179,11 @@ def _fork_ranks(
 ) -> LaunchResult:
     """In the place of run_local: fork the ranks, one per node, and end all when one has died."""
     began = time.monotonic()
+    with held_port() as port:  # forked ranks listen at once: it need not be held longer
+        pass
     common = {
         **environment,
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
         **{"WORLD_SIZE": str(nodes), "GROUP_WORLD_SIZE": str(nodes), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"},
         **{"TORCHELASTIC_RUN_ID": "drill", "FLASH_LAUNCH_LOGS": str(folder.logs)},
         **{"FLASH_LAUNCH_ENDS": str(folder.ends_of(attempt)), "FLASH_LAUNCH_ATTEMPT": str(attempt)},
