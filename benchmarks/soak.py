@@ -184,10 +184,10 @@ class Neighbours:
             thread.join()
 
 
-def soak(numbers: Sequence[int], seed: int, at_once: int, minutes: float, folder: Path, output: Path) -> list[Outcome]:
+def soak(numbers: Sequence[int], seed: int, at_once: int, minutes: float, folder: Path, output: Path) -> None:
     """Make the starts, some at a time, until they are made or the time is up."""
     end = time.monotonic() + 60 * minutes
-    left, outcomes, lock = list(numbers), list[Outcome](), threading.Lock()
+    left, lock = list(numbers), threading.Lock()
 
     def work() -> None:
         while time.monotonic() < end:
@@ -198,7 +198,6 @@ def soak(numbers: Sequence[int], seed: int, at_once: int, minutes: float, folder
             place = folder / f"start_{number}"
             outcome = start_and_wait(draw(seed, number), place)
             with lock:
-                outcomes.append(outcome)
                 with output.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"seed": seed, **asdict(outcome)}) + "\n")
                 if outcome.said:
@@ -212,9 +211,14 @@ def soak(numbers: Sequence[int], seed: int, at_once: int, minutes: float, folder
     threads = [threading.Thread(target=work) for _ in range(at_once)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes
+    try:
+        for thread in threads:
+            thread.join()
+    finally:  # Ctrl-C: those that run are waited for
+        with lock:
+            left.clear()
+        for thread in threads:
+            thread.join()
 
 
 def recorded(output: Path, seed: int) -> list[Outcome]:

@@ -51,8 +51,9 @@ def flash_launch(
     mark = secrets.token_hex(8)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", _MARK: mark}
     environment.pop("PYTHONPATH", None)
-    if python_path is not None:
-        environment["PYTHONPATH"] = str(python_path)
+    # the user's own, and the edited code of the mutation run
+    found = [str(one) for one in (python_path, os.environ.get("MUTANT_SOURCES")) if one]
+    environment |= {"PYTHONPATH": os.pathsep.join(found)} if found else {}
     before = os.times().elapsed
     command = subprocess.Popen(
         [COMMAND, *argv],

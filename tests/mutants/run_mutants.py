@@ -95,6 +95,7 @@ def outcomes(tree: Path, tests: Sequence[str], seconds: float) -> dict[str, str]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*sources, str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+            "MUTANT_SOURCES": os.pathsep.join(sources),  # for tests that start the command without our PYTHONPATH
             "PYTHONDONTWRITEBYTECODE": "1",  # an edit within the same second and of the same size would not be seen
             "MUTANT_OUTCOMES": str(told),
         }
