@@ -78,7 +78,7 @@ class LossGuard(pl.Callback):
             self._judge(trainer, first.step, first.value)
 
     def _judge(self, trainer: pl.Trainer, step: int, loss: torch.Tensor) -> None:
-        value = float(loss)
+        value = float(loss.double().numpy().reshape(()))  # on the host by now: no question to the device
         if not math.isfinite(value):
             self._stop(trainer, step, value)
 

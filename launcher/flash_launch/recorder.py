@@ -180,8 +180,9 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Note the learning rates of this step: after it, the schedule has set those of the next."""
-        groups = self._finetuning.transitions.engine.optimizer.param_groups
-        self._rates = [float(group["lr"]) for group in groups]
+        if trainer.is_global_zero and is_logged(trainer, trainer.global_step + 1):
+            groups = self._finetuning.transitions.engine.optimizer.param_groups
+            self._rates = [float(group["lr"]) for group in groups]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
@@ -208,7 +209,7 @@ class Recorder(pl.Callback):
             self._tell(trainer, self._report)
             self._report = None
             self._began = time.perf_counter()
-        if trainer.is_global_zero and self._logged(trainer):
+        if trainer.is_global_zero and is_logged(trainer, trainer.global_step):
             loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
             values = (
                 {"loss": float(loss.detach()) * trainer.accumulate_grad_batches}
@@ -246,11 +247,6 @@ class Recorder(pl.Callback):
         if isinstance(exception, (Exception, KeyboardInterrupt)):  # others are no failures
             note_failure(exception)
 
-    def _logged(self, trainer: pl.Trainer) -> bool:
-        # short epochs are logged step by step; a float of the loss waits for the GPU, so long ones are not
-        few = trainer.num_training_batches <= 100
-        return few or trainer.global_step % 10 == 0
-
     def _stop_counting(self) -> int | None:
         if self._counter is None:
             return None
@@ -278,6 +274,14 @@ class Recorder(pl.Callback):
             **values,
         }
         append_jsonl(self._folder.events_jsonl, row)
+
+
+def is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Whether the values of an optimizer step, counted from 1, are recorded and shown.
+
+    Short epochs are logged step by step. A value waits for the GPU, so of long ones every tenth step is logged.
+    """
+    return trainer.num_training_batches <= 100 or step % 10 == 0
 
 
 def _length(batch: object) -> int | None:

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.strategies import Strategy
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -31,6 +29,7 @@ from flash_launch.library_warnings import show_library_warnings
 from flash_launch.logged_values import LoggedValues
 from flash_launch.loss_guard import LossGuard
 from flash_launch.metric_goal import MetricGoal
+from flash_launch.progress_bar import EpochBar
 from flash_launch.progress_callback import ProgressCallback
 from flash_launch.rank_guard import note_stop
 from flash_launch.recorder import Recorder
@@ -132,7 +131,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
             LoggedValues(finetuning),
             *resumer,
             recorder,
-            _Progress(),
+            EpochBar(),
             saver,
         ],
         accumulate_grad_batches=config.accumulate,
@@ -215,20 +214,6 @@ def _strategy(assembly: Assembly) -> Strategy:
     if assembly.setup.engine == "ddp":
         return FinetuningDDPStrategy(timeout=timeout, **assembly.engine_config)  # type: ignore[arg-type]
     return FinetuningDeepSpeedStrategy(assembly.engine_config, timeout=timeout)
-
-
-class _Progress(TQDMProgressBar):
-    """One bar per epoch where a person watches; validation has none of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=1)
-        self._watched = os.environ.get("FLASH_LAUNCH_WATCHED", "1") == "1"
-
-    def init_train_tqdm(self) -> Tqdm:
-        return super().init_train_tqdm() if self._watched else Tqdm(disable=True)
-
-    def init_validation_tqdm(self) -> Tqdm:
-        return Tqdm(disable=True)
 
 
 class _TakeSigterm(pl.Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -85,6 +86,22 @@ class ControlGroup:
         both = torch.stack([values, turned(values)])
         dist.all_reduce(both, op=dist.ReduceOp.MIN, group=self._group)
         return both[0], turned(both[1])
+
+    def begin_max(self, values: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to find the element-wise maximum over the ranks, of a CPU tensor; what is returned waits for it.
+
+        Returns:
+            Gives the maximum; raises RuntimeError if a rank did not come within the time-out.
+        """
+        most = values.clone()
+        work = dist.all_reduce(most, op=dist.ReduceOp.MAX, group=self._group, async_op=True) if self._group else None
+
+        def wait() -> torch.Tensor:
+            if work is not None:
+                work.wait()
+            return most
+
+        return wait
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise sum over the ranks, of a CPU tensor; integers wrap around."""

@@ -52,6 +52,12 @@ class ZeroWrapper(Protocol):
     parameter_offload: ParameterOffload
     master_weights_and_grads_dtype: torch.dtype
     swap_optimizer: bool
+    micro_step_id: int
+    _DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition: dict[int, torch.Tensor]
+
+    def partition_grads(self, parameters: list[nn.Parameter], partitions: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Write this rank's partitions of gradients that have come to where they are kept."""
+        ...
 
     def destroy(self) -> None:
         """Remove hooks and links."""
@@ -407,12 +413,14 @@ def gathered_copy(parameter: nn.Parameter) -> torch.Tensor | None:
 
 
 def forget_gradients(wrapper: ZeroWrapper) -> None:
-    """Let the wrapper forget all gradients after each step, and not only those that come again.
+    """Let the wrapper forget a parameter's gradient after the step it is of, also where no new one comes.
 
     Stage 3, and offload at stages 1 and 2, overwrite a parameter's gradient when a new one comes. A parameter that gets
     none, because the forward pass went another way, would be stepped with that of an earlier step, or have it added to
     what comes later in an accumulation.
     """
+    if "grad_partitions_flat_buffer" in vars(wrapper):
+        _forget_those_that_do_not_come(wrapper)
     step = wrapper.step
 
     def forgetting(closure: object = None) -> None:
@@ -423,10 +431,45 @@ def forget_gradients(wrapper: ZeroWrapper) -> None:
     vars(wrapper)["step"] = forgetting
 
 
+def _forget_those_that_do_not_come(wrapper: ZeroWrapper) -> None:
+    """Stage 3: set to zero what an earlier step left of parameters whose gradient does not come in this one.
+
+    Their buffer has the size of all gradients: to set it to zero in each step would cost as much as to write them.
+    """
+    note, step = wrapper.partition_grads, wrapper.step
+    left: dict[int, nn.Parameter] = {}  # by ds_id: whose buffer is not zero
+    came: dict[int, nn.Parameter] = {}  # in this step
+
+    def forget(parameter: nn.Parameter) -> None:
+        wrapper._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition[_ds_id(parameter)].zero_()
+
+    def noting(parameters: list[nn.Parameter], partitions: list[torch.Tensor]) -> list[torch.Tensor]:
+        for parameter in parameters:
+            key = _ds_id(parameter)
+            if key not in came:
+                came[key] = parameter
+                if key in left and wrapper.micro_step_id:  # else it is overwritten
+                    forget(parameter)
+        return note(parameters, partitions)
+
+    def forgetting(closure: object = None) -> None:
+        for key, parameter in left.items():
+            if key not in came:
+                forget(parameter)
+        step(closure)
+        left.clear()
+        left.update(came)
+        came.clear()
+
+    vars(wrapper).update(partition_grads=noting, step=forgetting)
+
+
+def _ds_id(parameter: nn.Parameter) -> int:
+    return cast(int, vars(parameter)["ds_id"])
+
+
 def _lasting_gradients(wrapper: ZeroWrapper) -> Iterator[torch.Tensor]:
     held = vars(wrapper)
-    if "grad_partitions_flat_buffer" in held:
-        yield wrapper.grad_partitions_flat_buffer
     yield from held.get("accumulated_grads_in_cpu", {}).values()
     masters = held.get("fp32_partitioned_groups_flat") or held.get("single_partition_of_fp32_groups", [])
     yield from (flat.grad for flat in masters if flat.grad is not None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flash_launch.checkpoint import writing
 from flash_launch.checkpoint.attempts import Fence, begin
 from flash_launch.checkpoint.manifest import Manifest, Part, Position
 from flash_launch.checkpoint.schedule import Keeping
@@ -112,6 +113,49 @@ def test_a_fenced_attempt_publishes_nothing_and_deletes_nothing(store: Store) ->
     with pytest.raises(FencedError, match="attempt 1 of this run was superseded by attempt 2"):
         save(store, job(8, part=True), keep=1)
     assert (store.names(), store.parts(RUN), hidden(store)) == (["step_4"], {}, [])
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_the_fence_is_looked_at_last_before_a_checkpoint_is_published(
+    store: Store, monkeypatch: pytest.MonkeyPatch, part: bool
+) -> None:
+    """A newer attempt begins when all is written and, where there is one, the part is published."""
+    attempts, write_manifest = store.folder.parent / "attempts", writing.write
+
+    def written(folder: Path, manifest: Manifest | Part) -> None:
+        write_manifest(folder, manifest)
+        if isinstance(manifest, Manifest):
+            begin(attempts)
+
+    monkeypatch.setattr(writing, "write", written)
+    with pytest.raises(FencedError, match="attempt 1 of this run was superseded by attempt 2"):
+        save(store, job(8, part=part))
+    assert (store.names(), hidden(store)) == ([], [])
+
+
+def test_the_fence_is_looked_at_before_a_part_is_published(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts, write_manifest = store.folder.parent / "attempts", writing.write
+
+    def written(folder: Path, manifest: Manifest | Part) -> None:
+        write_manifest(folder, manifest)
+        begin(attempts)
+
+    monkeypatch.setattr(writing, "write", written)
+    with pytest.raises(FencedError):
+        save(store, job(8, part=True))
+    assert (store.names(), store.parts(RUN)) == ([], {})
+
+
+def test_what_nobody_expects_is_a_failed_save_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the other ranks would wait for this one."""
+
+    def fails(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(writing, "write_chunks", fails)
+    with pytest.raises(CheckpointError, match="at saving step_8, rank 0: ValueError: no such thing"):
+        save(store, job(8))
+    assert (store.names(), hidden(store)) == ([], [])
 
 
 def test_a_hole_in_the_shards_is_told(store: Store) -> None:

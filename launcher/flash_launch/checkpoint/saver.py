@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from tqdm.auto import tqdm
 
 from flash_launch import rank_guard
 from flash_launch.checkpoint.attempts import Attempt, Fence
+from flash_launch.checkpoint.lookout import Lookout, Reasons
 from flash_launch.checkpoint.manifest import Part, PhaseMark, Position
 from flash_launch.checkpoint.rank_state import RankState, take
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.checkpoint.snapshot import Told, take_job, trainable_digest
 from flash_launch.checkpoint.store import Store
-from flash_launch.checkpoint.writing import Job, Written, run_job
+from flash_launch.checkpoint.writer import Outcome, Writer
+from flash_launch.checkpoint.writing import WRITE_SECONDS, Job
 from flash_launch.errors import ConfigError, FencedError
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_strategies.agreement import ControlGroup
@@ -29,7 +30,8 @@ from flash_strategies.lightning import FinetuningCallback, ScheduledFinetuning, 
 
 __all__ = ["EpochStart", "RunStopped", "Saver", "SaverOptions"]
 
-_FENCE_SECONDS = 5.0
+_PATIENCE = 10.0
+"""Seconds that training waits for a checkpoint that is being written before the next one is skipped."""
 
 
 class RunStopped(BaseException):
@@ -61,17 +63,6 @@ class SaverOptions:
     """Seconds to wait for another rank."""
 
 
-@dataclass
-class _Pending:
-    """A checkpoint that is being written."""
-
-    thread: threading.Thread
-    position: Position
-    stall: float
-    written: Written | None = None
-    error: BaseException | None = None
-
-
 class Saver(pl.Callback):
     """Saves at optimizer-step boundaries. It stands behind all other callbacks; `at_epoch_start` stands before them."""
 
@@ -99,11 +90,13 @@ class Saver(pl.Callback):
         self._folder, self._attempt, self._finetuning, self._options = folder, attempt, finetuning, options
         self._store, self._fence = Store(folder.checkpoints), Fence(folder.attempts, attempt.number)
         self._control: ControlGroup | None = None
+        self._lookout: Lookout | None = None
         self._parts: dict[str, Part] = {}
-        self._pending: _Pending | None = None
+        self._pending: Writer | None = None
+        self._asked_about: Writer | None = None
         self._written_step = attempt.resumed_step
         self._tried_step, self._tried_at = attempt.resumed_step, time.monotonic()
-        self._looked_step, self._fence_looked = -1, time.monotonic()
+        self._looked_step = -1
         self._before_validation: RankState | None = None
         self._last_error = ""
         self._best_is_logged = False
@@ -120,8 +113,10 @@ class Saver(pl.Callback):
         """Get ready: a group of ranks for what goes on in the background, and what is stored already."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, rank_guard.note_stop)
+        private.leave_stops_to_others(trainer)
+        private.show_metrics_when_asked(trainer)
         control = self._finetuning.transitions.control
-        self._control = ControlGroup(self._options.timeout)
+        self._control, self._lookout = self._new_group(), Lookout(control, self._fence)
         parts = self._store.parts(self._attempt.run) if control.rank == 0 else {}
         self._parts = control.gather(parts, "the start of training")[0]  # type: ignore[assignment]
         self._looked_step, self._tried_at = trainer.global_step, time.monotonic()
@@ -135,7 +130,10 @@ class Saver(pl.Callback):
         if position.step == 0:
             return
         best = self._options.keeping.best is not None  # else the best epoch may have none
-        self._look(trainer, position, due=self._options.cadence.at_epoch(epoch) or best)
+        assert self._lookout is not None
+        self._asked_about = self._pending
+        found = self._lookout.now(position.step, self._reasons(position.step))
+        self._act(trainer, position, found, due=self._options.cadence.at_epoch(epoch) or best)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the phase that trains now."""
@@ -192,52 +190,68 @@ class Saver(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the end of the run, from which more epochs can follow; wait until it is written."""
-        self._finish_pending(trainer)
+        self._wait_for_pending(trainer)
         position = Position(trainer.global_step, trainer.current_epoch, 0, 0)
         if not self._options.cadence.never and position.step > self._written_step:
             self._save(trainer, position, last=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave no thread behind where the fit failed; it is a daemon and cannot hold up the end."""
+        """Leave no thread behind where the fit failed."""
         self._pending = None
 
     # ---- when
 
     def _between_batches(self, trainer: pl.Trainer) -> None:
-        step = trainer.global_step
-        batch = private.batches_done(trainer)
+        step, batch, lookout = trainer.global_step, private.batches_done(trainer), self._lookout
         if batch == 0 or step == self._looked_step:
             return
         self._looked_step = step
+        assert lookout is not None
+        look = lookout.due(step)
+        due = self._options.cadence.after_steps(step - self._tried_step)  # known to all ranks, without a word
+        if not look and not due:
+            return
         samples = batch * self._options.batch_size * trainer.world_size
-        self._look(trainer, Position(step, trainer.current_epoch, batch, samples))
+        position = Position(step, trainer.current_epoch, batch, samples)
+        self._act(trainer, position, (lookout.answer() if look else None) or Reasons(), due=due)
+        if look:
+            self._asked_about = self._pending
+            lookout.ask(step, self._reasons(step))
 
-    def _look(self, trainer: pl.Trainer, position: Position, *, due: bool = False) -> None:
+    def _reasons(self, step: int) -> Reasons:
+        """What this rank has found."""
+        assert self._lookout is not None
+        pending = self._pending
+        busy = pending is not None and pending.busy
+        return Reasons(
+            stop=int(rank_guard.stop_requested()),
+            save=int(
+                step > self._tried_step and self._options.cadence.after_seconds(time.monotonic() - self._tried_at)
+            ),
+            fenced=int(self._lookout.fenced()),
+            writing=int(busy),
+            outcome=0 if pending is None or busy else pending.outcome,
+        )
+
+    def _act(self, trainer: pl.Trainer, position: Position, found: Reasons, *, due: bool) -> None:
         """Save or stop, if any rank has a reason to; the same on all ranks."""
-        if self._pending is not None and not self._pending.thread.is_alive():
-            self._finish_pending(trainer)
-        cadence = self._options.cadence
-        now = time.monotonic()
-        fenced = False
-        if trainer.is_global_zero and now - self._fence_looked > _FENCE_SECONDS:
-            self._fence_looked = now
-            fenced = self._fence.newer() is not None
-        due |= cadence.after_steps(position.step - self._tried_step) or cadence.after_seconds(now - self._tried_at)
-        own = (rank_guard.stop_requested(), due and position.step > self._tried_step, fenced)
-        flags = torch.tensor([int(flag) for flag in own])
-        stop, save, fenced_off = self._finetuning.transitions.control.min_max(flags)[1].tolist()
-        if fenced_off:
-            self._fence.check()
-            raise FencedError(f"attempt {self._attempt.number} of this run was superseded: this one stops")
-        if stop:
+        if found.fenced:
+            self._give_way()
+        if self._pending is not None and self._pending is self._asked_about and not found.writing:
+            self._finish(trainer, self._pending, Outcome(found.outcome))
+        if found.stop:
             self._stop(trainer, position)
-        if save:
+        if (due or found.save) and position.step > self._tried_step:
             self._save(trainer, position)
+
+    def _give_way(self) -> NoReturn:
+        self._fence.check()
+        raise FencedError(f"attempt {self._attempt.number} of this run was superseded: this one stops")
 
     def _stop(self, trainer: pl.Trainer, position: Position) -> NoReturn:
         name = None
         if not self._options.cadence.never:
-            self._finish_pending(trainer)
+            self._wait_for_pending(trainer)
             if position.step > self._written_step:
                 self._save(trainer, position, last=True)
             if self._written_step < position.step:
@@ -250,46 +264,74 @@ class Saver(pl.Callback):
     def _save(self, trainer: pl.Trainer, position: Position, *, last: bool = False) -> None:
         began = time.perf_counter()
         self._before(trainer)
-        self._finish_pending(trainer)
         self._tried_step, self._tried_at = position.step, time.monotonic()
+        if not self._wait_for_pending(trainer, None if last else min(_PATIENCE, self._options.timeout / 2)):
+            self._skip(trainer, position)
+            return
         job = self._job(trainer, position)
         if job.part is not None:  # forgotten again if it cannot be written
             self._parts[job.part.name] = job.part
-        control = self._control
-        assert control is not None
-        pending = _Pending(threading.Thread(), position, 0.0)
-
-        def work() -> None:
-            try:
-                pending.written = run_job(job, self._store, self._fence, self._options.keeping, control)
-            except BaseException as error:
-                pending.error = error
-
-        self._pending = pending
+        if self._control is None:
+            self._control = self._new_group()
+        writer = Writer(job, position, self._store, self._fence, self._options.keeping, self._control)
+        self._pending = writer
         if self._options.background and not last:
-            pending.thread = threading.Thread(target=work, name="checkpoint", daemon=True)
-            pending.thread.start()
-            pending.stall = time.perf_counter() - began
+            writer.begin()
+            writer.stall = time.perf_counter() - began
         else:
-            work()
-            pending.stall = time.perf_counter() - began
-            self._finish_pending(trainer)
+            writer.run()
+            writer.stall = time.perf_counter() - began
+            self._wait_for_pending(trainer)
 
-    def _finish_pending(self, trainer: pl.Trainer) -> None:
-        """Wait for the checkpoint that is being written, and tell of it; one that failed is no reason to stop training.
+    def _new_group(self) -> ControlGroup:
+        """Of the ranks' writers: a slow disk is no reason to give up, and a rank that died ends the others anyway."""
+        return ControlGroup(max(self._options.timeout, WRITE_SECONDS))
+
+    def _wait_for_pending(self, trainer: pl.Trainer, seconds: float | None = None) -> bool:
+        """Wait for the checkpoint that is being written, and report it.
+
+        Args:
+            trainer: of the running fit.
+            seconds: at most; None: as long as it takes.
+
+        Returns:
+            Whether none is being written any more, on any rank.
+        """
+        pending = self._pending
+        if pending is None:
+            return True
+        pending.wait(seconds)
+        busy = pending.busy
+        mine = torch.tensor([int(busy), 0 if busy else pending.outcome])
+        writing, outcome = self._finetuning.transitions.control.min_max(mine)[1].tolist()
+        if not writing:
+            self._finish(trainer, pending, Outcome(outcome))
+        return not writing
+
+    def _skip(self, trainer: pl.Trainer, position: Position) -> None:
+        assert self._pending is not None
+        row = {"step": position.step, "epoch": position.epoch, "writing": self._pending.position.step}
+        self._report(
+            trainer,
+            {"event": "checkpoint_skipped", **row},
+            f"no checkpoint at step {position.step}: the one of step {row['writing']} is still being written; the disk "
+            "is slower than --checkpoint-every asks for. The run goes on",
+        )
+
+    def _finish(self, trainer: pl.Trainer, pending: Writer, outcome: Outcome) -> None:
+        """Report what all ranks have written; where that failed, it is no reason to stop training.
 
         Raises:
             FencedError: a newer attempt owns the run.
-            AgreementError: another rank did not come.
         """
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        if pending.thread.ident is not None:
-            pending.thread.join()
+        self._pending = None
+        if outcome is Outcome.FENCED:
+            self._give_way()
         row: dict[str, object] = {"step": pending.position.step, "epoch": pending.position.epoch}
-        if pending.written is not None:
-            written, self._written_step = pending.written, pending.position.step
+        if outcome is Outcome.WRITTEN:
+            written = pending.written
+            assert written is not None
+            self._written_step = pending.position.step
             row |= {
                 "event": "checkpoint",
                 "name": written.name,
@@ -299,23 +341,24 @@ class Saver(pl.Callback):
                 "frozen_bytes": written.part_bytes,
                 "deleted": list(written.deleted),
             }
-        else:
-            error = pending.error
-            if not isinstance(error, CheckpointError):
-                assert error is not None
-                raise error
-            self._parts = {
-                name: part for name, part in self._parts.items() if not name.startswith(f"step_{row['step']}_")
-            }
-            self._last_error = str(error)
-            row |= {"event": "checkpoint_failed", "error": str(error), "stall": round(pending.stall, 6)}
+            self._report(trainer, row)
+            return
+        if outcome is Outcome.LOST:
+            self._control = None
+        self._parts = {name: part for name, part in self._parts.items() if not name.startswith(f"step_{row['step']}_")}
+        self._last_error = str(pending.error or "another rank could not write")
+        self._report(
+            trainer,
+            {**row, "event": "checkpoint_failed", "error": self._last_error, "stall": round(pending.stall, 6)},
+            f"no checkpoint at step {row['step']}: {self._last_error}. The run goes on, and the checkpoints before are "
+            "as they were",
+        )
+
+    def _report(self, trainer: pl.Trainer, row: Mapping[str, object], warning: str | None = None) -> None:
         if trainer.is_global_zero:
             append_jsonl(self._folder.events_jsonl, {"time": time.time(), **row})
-        if pending.error is not None and trainer.is_global_zero:
-            tqdm.write(
-                f"warning: no checkpoint at step {row['step']}: {pending.error}. The run goes on, and the "
-                "checkpoints before are as they were"
-            )
+            if warning is not None:
+                tqdm.write(f"warning: {warning}")
 
     def _job(self, trainer: pl.Trainer, position: Position) -> Job:
         told = Told(

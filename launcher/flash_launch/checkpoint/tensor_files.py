@@ -23,7 +23,7 @@ from torch._utils import _rebuild_tensor_v2
 from flash_launch.checkpoint.shards import DTYPES
 from flash_strategies.errors import CheckpointError
 
-__all__ = ["Source", "new_file", "write_safetensors", "write_torch"]
+__all__ = ["Source", "in_file_order", "new_file", "write_safetensors", "write_torch"]
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _STORAGES = {
@@ -91,10 +91,15 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def in_file_order(tensors: Mapping[str, Source]) -> list[tuple[str, Source]]:
+    """Those with large elements first, so that all are aligned."""
+    return sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+
+
 def write_safetensors(file: IO[bytes], tensors: Mapping[str, Source], metadata: Mapping[str, str]) -> None:
-    """Write the header, then each tensor; those with large elements first, so that all are aligned."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    """Write the header, then each tensor, in `in_file_order`."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    ordered = in_file_order(tensors)
     offset = 0
     for name, source in ordered:
         end = offset + source.nbytes

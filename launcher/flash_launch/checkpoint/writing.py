@@ -19,9 +19,11 @@ from flash_strategies.agreement import ControlGroup
 from flash_strategies.checkpoint.chunks import Slice, write_chunks
 from flash_strategies.errors import CheckpointError, FlashLaunchError
 
-__all__ = ["ENGINE_STATE", "Job", "Written", "run_job"]
+__all__ = ["ENGINE_STATE", "WRITE_SECONDS", "Job", "Written", "run_job"]
 
 ENGINE_STATE = "engine.json"
+WRITE_SECONDS = 3600.0
+"""How long ranks wait for one that writes: storage may be slow, and a rank that died ends the others sooner."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _together(control: ControlGroup, where: str, action: Callable[[], Result]) -
         error = f"{failure.filename or 'a file'} cannot be written: {failure.strerror or failure}"
     except FlashLaunchError as failure:
         own, error = failure, str(failure)
+    except Exception as failure:  # whatever it is, the others must not wait for this rank
+        error = f"{type(failure).__name__}: {failure}"
     told = cast("list[tuple[Result, str | None]]", control.gather((result, error), where))
     if own is not None and not isinstance(own, CheckpointError):
         raise own

@@ -9,10 +9,13 @@ from typing import Literal, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.connectors.logger_connector.result import (
+    _METRICS,
     _Metadata,
     _ResultCollection,
     _ResultMetric,
@@ -129,6 +132,49 @@ def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
             action()
 
     connector.on_epoch_end = wrapped  # type: ignore[method-assign]
+
+
+def leave_stops_to_others(trainer: pl.Trainer) -> None:
+    """Keep Lightning from broadcasting in every step whether rank 0 got SIGTERM, and from waiting for the answer.
+
+    For who has a handler of SIGTERM that is not Lightning's, and lets the ranks agree on a stop.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def show_metrics_when_asked(trainer: pl.Trainer) -> None:
+    """Leave what a task logs with `prog_bar=True` on its device until somebody asks for `progress_bar_metrics`.
+
+    Lightning makes numbers of it in every step, on every rank, and waits for the device each time.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    plain = results.metrics
+
+    def metrics(on_step: bool) -> _METRICS:
+        shown = [one for _, one in results.valid_items() if one.meta.prog_bar]
+        for one in shown:
+            one.meta.prog_bar = False
+        try:
+            found = plain(on_step)
+        finally:
+            for one in shown:
+                one.meta.prog_bar = True
+        for one in shown:
+            if isinstance(value := results._get_cache(one, on_step), torch.Tensor):
+                found["pbar"][results._forked_name(one, on_step)[1]] = value  # type: ignore[assignment]
+        return found
+
+    results.metrics = metrics  # type: ignore[method-assign]
+    trainer._logger_connector.__class__ = _LateConnector
+
+
+class _LateConnector(_LoggerConnector):
+    """Makes numbers of what a progress bar shows when it is asked for."""
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The numbers."""
+        return cast("dict[str, float]", convert_tensors_to_scalars(super().progress_bar_metrics))
 
 
 def remember_metrics(trainer: pl.Trainer, metrics: Mapping[str, torch.Tensor]) -> None:
