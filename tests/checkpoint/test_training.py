@@ -75,8 +75,10 @@ def test_a_failed_write_ends_no_run_and_the_next_one_is_tried(suites: Suites, ca
     events, summary, names = suites.result(SUITE, 2, case.name)[0]
     saves = [(event["event"], event["step"]) for event in events if event["event"].startswith("checkpoint")]
     failed, saved = "checkpoint_failed", "checkpoint"
-    assert saves == [(failed, 20), (failed, 40), (saved, 60), (saved, 80)]
+    assert saves == [(failed, 20), (failed, 40), (failed, 60), (saved, 80), (saved, 100)]
     errors = [event["error"] for event in events if event["event"] == failed]
-    assert "not as expected" in errors[0]
-    assert "Connection closed" in errors[1]
-    assert (summary["status"], names) == ("finished", ["step_80", "step_60"])
+    assert "at saving step_20, rank 1" in errors[0]
+    assert "Read-only file system" in errors[0]
+    assert "not as expected" in errors[1]
+    assert "Connection closed" in errors[2]
+    assert (summary["status"], names) == ("finished", ["step_100", "step_80"])

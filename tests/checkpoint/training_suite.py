@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -106,26 +107,33 @@ def slow_write(folder: RunFolder, setup: str) -> object:
 
 
 def failing_write(folder: RunFolder, setup: str) -> object:
-    """Rank 1 fails to write two checkpoints: first with an error that nobody expects, then its group breaks."""
-    write = writing.write_chunks
-    tries = []
+    """Rank 1 fails to write three checkpoints: it has no folder, meets what nobody expects, and its group breaks."""
+    make, write, gather = writing._make_folders, writing._write_bytes, writing._together
+    tries: list[object] = []
 
-    def failing(*args: object) -> None:
-        tries.append(args)
+    def no_folder(*folders: Path | None) -> None:
+        tries.append(folders)
         if RANK == 1 and len(tries) == 1:
-            raise ValueError("not as expected")
-        write(*args)  # type: ignore[arg-type]
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folders[0]))
+        make(*folders)
 
-    gather = writing._together
+    def unexpected(path: Path, data: bytes) -> None:
+        if RANK == 1 and len(tries) == 2:
+            raise ValueError("not as expected")
+        write(path, data)
 
     def breaking(*args: object) -> object:
-        if args[1] == "publishing step_40":
+        if args[1] == "publishing step_60":
             raise RuntimeError("Connection closed by peer")
         return gather(*args)  # type: ignore[arg-type]
 
-    with mock.patch.object(writing, "write_chunks", failing), mock.patch.object(writing, "_together", breaking):
+    with (
+        mock.patch.object(writing, "_make_folders", no_folder),
+        mock.patch.object(writing, "_write_bytes", unexpected),
+        mock.patch.object(writing, "_together", breaking),
+    ):
         run_ours(
-            *(setup, folder, {"width": 16, "depth": 2, "steps": 160}),
+            *(setup, folder, {"width": 16, "depth": 2, "steps": 200}),
             checkpoint_every=(20, "steps"),
             background_checkpoints=False,
         )

@@ -213,7 +213,8 @@ class Saver(pl.Callback):
             return
         samples = batch * self._options.batch_size * trainer.world_size
         position = Position(step, trainer.current_epoch, batch, samples)
-        self._act(trainer, position, (lookout.answer() if look else None) or Reasons(), due=due)
+        nothing_new = Reasons(writing=1)
+        self._act(trainer, position, (lookout.answer() if look else None) or nothing_new, due=due)
         if look:
             self._asked_about = self._pending
             lookout.ask(step, self._reasons(step))

@@ -72,6 +72,8 @@ def run_job(job: Job, store: Store, fence: Fence, keeping: Keeping, control: Con
     temporary = store.folder / f".tmp_{name}_attempt_{fence.number}"
     part_temporary = store.part_path(f".tmp_{job.part.name}") if job.part is not None else None
     try:
+        # before the exchanges of `_write`, which a rank that has no folder would not take part in
+        _together(control, f"saving {name}", lambda: _make_folders(temporary, part_temporary))
         records = _together(control, f"saving {name}", lambda: _write(job, temporary, part_temporary, control))
         files = {file: one for of_rank in records for file, one in of_rank[0].items()}
         part_files = {file: one for of_rank in records for file, one in of_rank[1].items()}
@@ -107,12 +109,16 @@ Records = dict[str, FileRecord]
 Result = TypeVar("Result")
 
 
+def _make_folders(*folders: Path | None) -> None:
+    for folder in folders:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def _write(job: Job, temporary: Path, part_temporary: Path | None, control: ControlGroup) -> tuple[Records, Records]:
     rank = control.rank
-    temporary.mkdir(parents=True, exist_ok=True)
     group = control.process_group
     if part_temporary is not None:
-        part_temporary.mkdir(parents=True, exist_ok=True)
         write_chunks(part_temporary, job.part_slices, group)
     write_chunks(temporary, job.slices, group)
     _write_bytes(temporary / file_name(rank), job.rank_state)
