@@ -41,7 +41,8 @@ def test_an_ordinary_step_waits_for_nothing_but_gradients(suites: Suites, case: 
         }
         assert ours == set()
         looks = [sum(times for line, times in step["talks"].items() if "begin_max" in line) for step in steps]
-        assert sum(looks) <= len(steps) / 3, "ranks talk about stops every few steps, without waiting"
+        assert sum(looks) > 0, "ranks ask each other about stops"
+        assert max(looks) == 1
 
 
 @case("stop")
