@@ -113,8 +113,7 @@ class Saver(pl.Callback):
         """Get ready: a group of ranks for what goes on in the background, and what is stored already."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, rank_guard.note_stop)
-        private.leave_stops_to_others(trainer)
-        private.show_metrics_when_asked(trainer)
+        private.spare_waits_in_steps(trainer)
         control = self._finetuning.transitions.control
         self._control, self._lookout = self._new_group(), Lookout(control, self._fence)
         parts = self._store.parts(self._attempt.run) if control.rank == 0 else {}

@@ -134,19 +134,12 @@ def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     connector.on_epoch_end = wrapped  # type: ignore[method-assign]
 
 
-def leave_stops_to_others(trainer: pl.Trainer) -> None:
-    """Keep Lightning from broadcasting in every step whether rank 0 got SIGTERM, and from waiting for the answer.
+def spare_waits_in_steps(trainer: pl.Trainer) -> None:
+    """Leave out what Lightning waits for in each step: whether rank 0 got SIGTERM, and numbers for a progress bar.
 
-    For who has a handler of SIGTERM that is not Lightning's, and lets the ranks agree on a stop.
+    For who handles SIGTERM otherwise. What is logged with `prog_bar=True` stays on its device until it is asked for.
     """
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
-
-def show_metrics_when_asked(trainer: pl.Trainer) -> None:
-    """Leave what a task logs with `prog_bar=True` on its device until somebody asks for `progress_bar_metrics`.
-
-    Lightning makes numbers of it in every step, on every rank, and waits for the device each time.
-    """
     results = trainer.fit_loop.epoch_loop._results
     plain = results.metrics
 
@@ -169,11 +162,9 @@ def show_metrics_when_asked(trainer: pl.Trainer) -> None:
 
 
 class _LateConnector(_LoggerConnector):
-    """Makes numbers of what a progress bar shows when it is asked for."""
-
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        """The numbers."""
+        """Made numbers when they are asked for."""
         return cast("dict[str, float]", convert_tensors_to_scalars(super().progress_bar_metrics))
 
 
