@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -89,20 +90,30 @@ def fence(folder: RunFolder, setup: str) -> object:
 
 
 def slow_write(folder: RunFolder, setup: str) -> object:
-    """Rank 1's storage needs longer for each checkpoint than ranks wait for each other, and than training waits."""
-    write = writing.write_chunks
+    """Rank 1's storage needs until step 60 for the first checkpoint, and then longer than ranks wait for each other."""
+    write, reached = writing.write_chunks, threading.Event()
+    timeout = 4.0
 
     def slow(*args: object) -> None:
-        if RANK == 1:
-            time.sleep(3.0)
+        if RANK == 1 and not reached.is_set():
+            reached.wait()
+            time.sleep(timeout + 1)
         write(*args)  # type: ignore[arg-type]
+
+    def wait_for_writer() -> None:
+        reached.set()
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join()
 
     with (
         mock.patch.object(writing, "write_chunks", slow),
         mock.patch.object(saver, "_PATIENCE", 0.1),
-        at_step(60, lambda: time.sleep(4.0)),
+        at_step(60, wait_for_writer),
     ):
-        run_ours(*(setup, folder, {"width": 16, "depth": 2, "steps": 200}), checkpoint_every=(20, "steps"), timeout=2.0)
+        run_ours(
+            *(setup, folder, {"width": 16, "depth": 2, "steps": 200}), checkpoint_every=(20, "steps"), timeout=timeout
+        )
     return list(read_jsonl(folder.events_jsonl)), read_json(folder.summary_json), Store(folder.checkpoints).names()
 
 
