@@ -14,7 +14,7 @@ from flash_launch.data import RunData, build_data, check_data
 from flash_launch.errors import DataError, SetupError, TaskError
 from flash_launch.finetuning import build_finetuning, handover_on, phases_on
 from flash_launch.lr_schedules import build_schedule, build_scheduler
-from flash_launch.optimizers import build_optimizer
+from flash_launch.optimizers import build_optimizer, decay_groups, no_decay_names
 from flash_launch.options import OptimizerOptions, option_name
 from flash_launch.setup_keys import Json
 from flash_launch.setups import ModelNumbers, RunNumbers, Setup, check_machine, check_setup, load_setup, resolve_setup
@@ -47,6 +47,8 @@ class Assembly:
     """Number of ranks."""
     notes: tuple[str, ...] = ()
     """What the user should know before the start, a sentence each."""
+    no_decay: tuple[str, ...] | None = None
+    """Parameters that weight decay leaves out; None where the task configures its own optimizer."""
 
 
 def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: bool, read_data: bool) -> Assembly:
@@ -88,9 +90,11 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     notes += handover_on(task, config, finetuning).messages
     if read_data:
         check_data(data, world_size)
-    _give_optimizer(task, config, offload=setup.offload, cuda=cuda)
+    no_decay = _give_optimizer(task, config, offload=setup.offload, cuda=cuda)
     engine_config = resolve_setup(setup, numbers, model_numbers(task, phases))
-    return Assembly(config, task, data, finetuning, phases, setup, engine_config, world_size, (*notes, *data.notes))
+    return Assembly(
+        config, task, data, finetuning, phases, setup, engine_config, world_size, (*notes, *data.notes), no_decay
+    )
 
 
 def _own_task(config: RunConfig) -> pl.LightningModule:
@@ -159,15 +163,18 @@ def _check_phases(config: RunConfig, setup: Setup, phases: tuple[ResolvedPhase, 
         )
 
 
-def _give_optimizer(task: pl.LightningModule, config: RunConfig, *, offload: bool, cuda: bool) -> None:
-    """Let a task without `configure_optimizers` take the run's optimizer and schedule."""
+def _give_optimizer(
+    task: pl.LightningModule, config: RunConfig, *, offload: bool, cuda: bool
+) -> tuple[str, ...] | None:
+    """Let a task without `configure_optimizers` take the run's optimizer and schedule; what gets no weight decay."""
     if type(task).configure_optimizers is not pl.LightningModule.configure_optimizers:
-        return
+        return None
+    no_decay = no_decay_names(task, config.no_decay)
 
     def configure_optimizers() -> dict[str, object]:
         optimizer = build_optimizer(
             config.optimizer,
-            list(task.parameters()),
+            decay_groups(task, no_decay),
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
@@ -180,6 +187,7 @@ def _give_optimizer(task: pl.LightningModule, config: RunConfig, *, offload: boo
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     task.configure_optimizers = configure_optimizers  # type: ignore[method-assign,assignment]
+    return no_decay
 
 
 def _total_steps(trainer: pl.Trainer, config: RunConfig) -> int | None:

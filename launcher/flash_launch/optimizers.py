@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
 from flash_launch.errors import ConfigError, LaunchError
 from flash_launch.setup_keys import nearest
@@ -12,7 +15,7 @@ from flash_launch.setup_keys import nearest
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
 
-__all__ = ["build_optimizer", "optimizer_names"]
+__all__ = ["build_optimizer", "decay_groups", "no_decay_names", "optimizer_names"]
 
 _NAMES = ("adamw", "sgd")
 
@@ -20,6 +23,49 @@ _NAMES = ("adamw", "sgd")
 def optimizer_names() -> tuple[str, ...]:
     """What `--optimizer` takes."""
     return _NAMES
+
+
+def no_decay_names(task: nn.Module, patterns: str | None) -> tuple[str, ...]:
+    """The parameters that weight decay leaves out: those `--no-decay` names, or by default biases and norms.
+
+    To pull a scale towards 0 or a bias towards the origin regularizes nothing, so parameters of at most one dimension
+    are left out, as in the recipes of BERT, ConvNeXt and DINOv2.
+
+    Raises:
+        ConfigError: a pattern that no parameter has.
+    """
+    parameters = dict(task.named_parameters())
+    if patterns is None:
+        return tuple(name for name, parameter in parameters.items() if parameter.dim() <= 1)
+    wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
+    if wanted == ["none"]:
+        return ()
+    # a tied parameter has several names, of which torch's optimizers see the first
+    named: dict[int, list[str]] = {}
+    for name, parameter in task.named_parameters(remove_duplicate=False):
+        named.setdefault(id(parameter), []).append(name)
+    every = [name for names in named.values() for name in names]
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise ConfigError(
+                f"--no-decay {pattern} fits none of {type(task).__name__}'s {len(parameters)} parameters"
+                f"{nearest(pattern, every)}. They are named {', '.join(every[:3])}, ...; * is any part of a name"
+            )
+    return tuple(
+        name
+        for name, parameter in parameters.items()
+        if any(fnmatchcase(one, pattern) for one in named[id(parameter)] for pattern in wanted)
+    )
+
+
+def decay_groups(task: nn.Module, without: Collection[str]) -> list[dict[str, object]]:
+    """Param groups of a task: what takes the optimizer's weight decay, then what takes none; empty ones left out."""
+    parameters = dict(task.named_parameters())
+    groups: list[dict[str, object]] = [
+        {"params": [parameter for name, parameter in parameters.items() if name not in without]},
+        {"params": [parameters[name] for name in without], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(

@@ -161,6 +161,10 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     """Decoupled weight decay (adamw), L2 penalty (sgd)."""
 
+    no_decay: str | None = field(default=None, metadata={"metavar": "PATTERN,PATTERN,..."})
+    """Parameters that --weight-decay leaves out, by name: "*.bias,*.norm*", or none. Default: those of at most one
+    dimension, which are biases and the weights of norms."""
+
     momentum: float = 0.9
     """Momentum of sgd."""
 

@@ -35,7 +35,7 @@ class Preparation:
     """The phases of the plan."""
 
     def describe(self) -> Iterator[str]:
-        """The data and the phases, a line each, as far as the plan tells of them."""
+        """The data, the phases and what gets no weight decay, a line each, as far as the plan has them."""
         if data := self.plan.get("data"):
             yield f"data: {data}"
         width = max((len(str(phase.get("name"))) for phase in self.phases), default=0)
@@ -49,6 +49,9 @@ class Preparation:
             if isinstance(parts := phase.get("estimated_bytes_per_rank"), dict):
                 line += f", about {sum(parts.values()) / 2**20:,.1f} MiB per rank before activations"
             yield line
+        if isinstance(names := self.plan.get("no_decay"), list):
+            shown = f": {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else ""
+            yield f"no weight decay on {len(names)} tensors{shown} (--no-decay says on which)"
         if self.plan.get("phases_known") is False:
             strategy = self.plan.get("strategy")
             yield f"what follows is not known beforehand: {strategy} decides at the start of each epoch"

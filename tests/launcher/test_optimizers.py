@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flash_launch.errors import ConfigError, LaunchError
-from flash_launch.optimizers import build_optimizer, optimizer_names
+from flash_launch.optimizers import build_optimizer, decay_groups, no_decay_names, optimizer_names
 
 
 def groups() -> list[dict[str, object]]:
@@ -79,3 +79,48 @@ def test_an_unknown_name_is_told_with_the_nearest() -> None:
     assert optimizer_names() == ("adamw", "sgd")
     with pytest.raises(ConfigError, match="did you mean 'adamw'"):
         build("adam")
+
+
+# ---- weight decay
+
+
+class Norms(torch.nn.Module):
+    """A layer, a norm, a scalar, and a head that is tied to an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(4, 3)
+        self.layer = torch.nn.Linear(3, 3)
+        self.norm = torch.nn.LayerNorm(3)
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.head = torch.nn.Linear(3, 4)
+        self.head.weight = self.embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("patterns", "without"),
+    [
+        (None, {"layer.bias", "norm.weight", "norm.bias", "scale", "head.bias"}),
+        ("none", set()),
+        ("*.bias, norm.*", {"layer.bias", "norm.weight", "norm.bias", "head.bias"}),
+        ("head.weight", {"embedding.weight"}),  # tied: the first of its names is the optimizer's
+    ],
+)
+def test_weight_decay_leaves_out_what_no_decay_names_and_by_default_norms_and_biases(
+    patterns: str | None, without: set[str]
+) -> None:
+    task = Norms()
+    assert set(no_decay_names(task, patterns)) == without
+    optimizer = build_optimizer(
+        "adamw", decay_groups(task, no_decay_names(task, patterns)), lr=0.1, weight_decay=0.2, momentum=0.7,
+        offload=False, cuda=False,
+    )  # fmt: skip
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {name: 0.0 if name in without else 0.2 for name in names.values()}
+    assert all(group["params"] for group in optimizer.param_groups)  # an empty one would be a group too many
+
+
+def test_a_pattern_that_fits_nothing_is_told_with_the_names_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"--no-decay \*\.bais fits none of Norms's 7 parameters.*embedding\.weight"):
+        no_decay_names(Norms(), "*.weight,*.bais")

@@ -183,6 +183,11 @@ class Engine(ABC):
         """Set `requires_grad` of every parameter as the plan says."""
         set_trainable(self.task, plan.names, untouched=self.left_out)
 
+    def forget_tensors(self, keep: Collection[int] = ()) -> None:
+        """Drop the optimizer's state of parameters and flat tensors, but for ids to keep; what has other keys stays."""
+        for key in [key for key in self.optimizer.state if isinstance(key, torch.Tensor) and id(key) not in keep]:
+            del self.optimizer.state[key]
+
     # ---- reading
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -217,6 +222,11 @@ class Engine(ABC):
             for name in cohort.names
             if "step" in memory.scalars
         }
+
+    def moments(self) -> list[torch.Tensor]:
+        """All tensors of the optimizer's state that have elements to count."""
+        states = [state for state in self.optimizer.state.values() if isinstance(state, Mapping)]
+        return [v for state in states for v in state.values() if isinstance(v, torch.Tensor) and v.dim()]
 
     @abstractmethod
     def state_bytes(self) -> StateBytes:

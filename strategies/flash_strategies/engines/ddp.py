@@ -59,9 +59,7 @@ class DDPEngine(Engine):
         self.apply_trainable(plan)
         self.groups.replace(plan.groups, self.parameters)
         live = {id(self.parameters[n]) for cohort in self.cohorts for n in cohort.names}
-        for parameter in list(self.optimizer.state):
-            if id(parameter) not in kept or id(parameter) not in live:
-                del self.optimizer.state[parameter]
+        self.forget_tensors(keep=kept & live)
         if self._rewrap is None:
             return
         old = self._wrapped() if self._wrapped is not None else None
@@ -120,7 +118,7 @@ class DDPEngine(Engine):
 
     def allocate(self, memory: Sequence[GroupMemory]) -> None:
         """State for each parameter."""
-        self.optimizer.state.clear()
+        self.forget_tensors()
         for group, remembered in zip(self.optimizer.param_groups, memory, strict=True):
             for parameter in group["params"] if remembered.kinds or remembered.scalars else ():
                 self.optimizer.state[parameter] = optimizer_scalars(self.optimizer, group, remembered) | {
@@ -149,9 +147,7 @@ class DDPEngine(Engine):
 
     def state_bytes(self) -> StateBytes:
         """Counted from the optimizer's state and the parameters' gradients."""
-        moments = [
-            v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.dim()
-        ]
+        moments = self.moments()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         return StateBytes(0, tensor_bytes(moments), tensor_bytes(gradients))
 

@@ -24,6 +24,7 @@ from flash_strategies.engines.base import (
     optimizer_scalars,
     tensor_bytes,
 )
+from flash_strategies.engines.elementwise import require_elementwise
 from flash_strategies.errors import TransitionError
 from flash_strategies.plan import PhasePlan
 from flash_strategies.schedulers import Scheduler
@@ -77,6 +78,7 @@ class Zero12Engine(Engine):
     def __init__(self, task: nn.Module, optimizer: Optimizer, schedulers: Sequence[Scheduler] = ()) -> None:
         """As `Engine`, before `deepspeed.initialize`; `attach` takes the engine afterwards."""
         private.check_version()
+        require_elementwise(optimizer)
         super().__init__(task, optimizer, schedulers)
         self._engine: private.DeepSpeedEngine | None = None
 
@@ -112,7 +114,7 @@ class Zero12Engine(Engine):
         private.release_replicas([self.parameters[n] for c in old_cohorts for n in c.names if n not in wanted])
         self.apply_trainable(plan)
         self.groups.replace(plan.groups, self.parameters)
-        self.optimizer.state.clear()
+        self.forget_tensors()
         private.detach(engine)
         with private.sparing(kept):
             wrapper = private.build(engine, self.optimizer, memory)
@@ -185,7 +187,7 @@ class Zero12Engine(Engine):
     def allocate(self, memory: Sequence[GroupMemory]) -> None:
         """State for each group's partition."""
         wrapper = self.engine.optimizer
-        self.optimizer.state.clear()
+        self.forget_tensors()
         for index, flat in enumerate(wrapper.single_partition_of_fp32_groups):
             self._allocate(flat, index, memory[index])
         wrapper._hp_optimizer_states_linked = False
@@ -210,9 +212,7 @@ class Zero12Engine(Engine):
         """Counted from the flat partitions, the optimizer's state and the live gradient buffers."""
         wrapper = self.engine.optimizer
         masters = [flat.detach() for flat in wrapper.single_partition_of_fp32_groups]
-        moments = [
-            v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.dim()
-        ]
+        moments = self.moments()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         gradients += [flat.grad for flat in wrapper.single_partition_of_fp32_groups if flat.grad is not None]
         gradients += [g for parts in wrapper.averaged_gradients.values() for g in parts or []]

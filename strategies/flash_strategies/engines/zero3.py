@@ -73,7 +73,7 @@ class Zero3Engine(Zero12Engine):
             partition.data = partition.data.clone()
         self.apply_trainable(plan)
         self.groups.replace(plan.groups, self.parameters)
-        self.optimizer.state.clear()
+        self.forget_tensors()
         private.detach(engine)
         unchanged = {old_cohorts[g.source].names for g in plan.groups if g.source is not None} & {
             g.names for g in plan.groups
@@ -174,7 +174,7 @@ class Zero3Engine(Zero12Engine):
 
     def allocate(self, memory: Sequence[GroupMemory]) -> None:
         """State for each sub-group's flat tensor."""
-        self.optimizer.state.clear()
+        self.forget_tensors()
         for held in self._held():
             self._allocate(held.master, held.group, memory[held.group])
 
@@ -187,9 +187,7 @@ class Zero3Engine(Zero12Engine):
         wrapper = self.engine.optimizer
         weights = {t.data_ptr() for t in wrapper.fp16_partitioned_groups_flat if t is not None}
         masters = [f.detach() for f in wrapper.fp32_partitioned_groups_flat if f.data_ptr() not in weights]
-        moments = [
-            v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.dim()
-        ]
+        moments = self.moments()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         gradients.append(wrapper.grad_partitions_flat_buffer)
         return StateBytes(tensor_bytes(masters), tensor_bytes(moments), tensor_bytes(gradients))
