@@ -647,15 +647,16 @@ PREFLIGHT: tuple[Row, ...] = (
         "--weights net.safetensors",
         "net.safetensors does not fit digits_net: backbone.stages.0.0.weight is (16, 3, 7, 7) in the file and (16, 1, "
         "3, 3) in digits_net. missing are backbone.stages.0.1.weight, backbone.stages.0.1.bias, "
-        "backbone.stages.0.1.running_mean and 36 more. Name the backbone they were made for with --backbone, or start "
-        "from random weights with --weights none",
+        "backbone.stages.0.1.running_mean and 36 more. Its tensors are called backbone.stages.0.0.weight, those of "
+        "digits_net stages.0.0.weight, stages.0.1.weight, stages.0.1.bias and 45 more. Name the backbone they were "
+        "made for with --backbone, or start from random weights with --weights none",
         {"net.safetensors": tensors(stages__0__0__weight=(16, 3, 7, 7))},
     ),
     Row(
         "--weights net.safetensors",
-        "net.safetensors does not fit digits_net: missing are backbone.stages.0.0.weight, backbone.stages.0.1.weight, "
-        "backbone.stages.0.1.bias and 37 more. unknown to digits_net are backbone.fc.weight. Name the backbone they "
-        "were made for with --backbone, or start from random weights with --weights none",
+        "net.safetensors does not fit digits_net: its tensors are called fc.weight, those of digits_net "
+        "stages.0.0.weight, stages.0.1.weight, stages.0.1.bias and 45 more. Name the backbone they were made for with "
+        "--backbone, or start from random weights with --weights none",
         {"net.safetensors": tensors(fc__weight=(5, 5))},
     ),
     Row(
@@ -670,12 +671,13 @@ PREFLIGHT: tuple[Row, ...] = (
     ),
     Row(
         "--weights net.pt",
-        "weights file net.pt holds more than tensors, and its code is not run: save the model's state_dict() alone",
+        "weights file net.pt holds more than tensors, and its code is not run: save the model's state_dict() alone (…)",
         {"net.pt": pickle.dumps(Malicious(), 2)},
     ),
     Row(
         "--weights net.pt",
-        "weights file net.pt is not a file: give --weights a file, a name of the backbone's own, or none",
+        "weights file net.pt is not a file: give --weights a file, a name of the backbone's own, or none (none in it "
+        "ends with .safetensors, .pt, .pth, .bin, .ckpt, .index.json)",
         {"net.pt": FOLDER},
     ),
     # tasks of one's own
