@@ -160,7 +160,7 @@ def run(root: Path, chosen: Sequence[Mutant], seconds: float) -> Iterator[tuple[
         misfits = {mutant.name: why for mutant in chosen if (why := mutant.misfit(tree))}
         fitting = [mutant for mutant in chosen if mutant.name not in misfits]
         tests = sorted({test for mutant in fitting for test in mutant.tests})
-        wrong = not_green(tree, tests, seconds * len(fitting)) if tests else {}
+        wrong = not_green(tree, tests, max(seconds, SECONDS) * len(fitting)) if tests else {}
         for mutant in chosen:
             began = time.monotonic()
             why = misfits.get(mutant.name) or next((wrong[test] for test in mutant.tests if test in wrong), None)

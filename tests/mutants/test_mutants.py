@@ -68,7 +68,9 @@ def test_the_run_tells_red_from_survived_hung_outdated_and_never_green(
         + entry("never_green", "2 * x", "3 * x", "test_never")
     )
     assert main(["--only", "killed"], root=tmp_path, folder=lists) == 0
-    assert main(["--seconds", "4"], root=tmp_path, folder=lists) == 1
+    others = ["killed", "survives", "outdated", "never_green"]
+    assert main(["--only", *others], root=tmp_path, folder=lists) == 1
+    assert main(["--only", "hangs", "--seconds", "4"], root=tmp_path, folder=lists) == 1
     said = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
     assert said["killed"].endswith(" red")
     assert "SURVIVED test_it.py::test_double" in said["survives"]
