@@ -50,7 +50,8 @@ def test_a_rank_that_is_killed_is_named_and_nothing_is_left_behind(tmp_path: Pat
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().training_step(*args)\n"
     )
-    answer = flash_launch(tmp_path, *SHORT, "--task", "falls:Falls", "--strategy", "freeze", python_path=OTHER_SYSTEM)
+    own = ("--task", "falls:Falls", "--data", "digits", "--strategy", "freeze")
+    answer = flash_launch(tmp_path, *SHORT, *own, python_path=OTHER_SYSTEM)
     assert answer.code == 1, answer.out + answer.err
     assert "rank 1" in answer.err + answer.out
     assert "SIGKILL" in answer.err + answer.out
