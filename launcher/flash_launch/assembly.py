@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -17,12 +19,24 @@ from flash_launch.lr_schedules import build_schedule, build_scheduler
 from flash_launch.optimizers import build_optimizer, decay_groups, no_decay_names
 from flash_launch.options import OptimizerOptions, option_name
 from flash_launch.setup_keys import Json
-from flash_launch.setups import ModelNumbers, RunNumbers, Setup, check_machine, check_setup, load_setup, resolve_setup
+from flash_launch.setups import (
+    ModelNumbers,
+    RunNumbers,
+    Setup,
+    check_machine,
+    check_setup,
+    dtype_of,
+    load_setup,
+    resolve_setup,
+)
 from flash_launch.tasks.backbones import suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, check_images
 from flash_launch.tasks.own import build_own, load_class
 from flash_strategies.lightning import FinetuningCallback, private
+from flash_strategies.parameter_checks import Holding, averaged_copy, check_callbacks, check_copies, check_parameters
 from flash_strategies.phases import ResolvedPhase
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -83,10 +97,12 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     data = _data(config, task)
     if task is None:
         task = _image_classifier(config, data)
+    holding = Holding(setup.stage, _DTYPES[dtype_of(config.precision)], cuda)
+    layout = _check_parameters(task, holding) if read_data else ()
     finetuning = build_finetuning(config)
     phases = phases_on(task, config, finetuning)
     _check_phases(config, setup, phases)
-    notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task)]
+    notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task), *layout]
     notes += handover_on(task, config, finetuning).messages
     if read_data:
         check_data(data, world_size)
@@ -136,6 +152,17 @@ def _image_classifier(config: RunConfig, data: RunData) -> ImageClassifier:
     if data.image_size is not None:
         check_images(task, data.image_size)
     return task
+
+
+def _check_parameters(task: pl.LightningModule, holding: Holding) -> tuple[str, ...]:
+    """Refuse what the setup cannot hold of the task; what it holds otherwise, a sentence each."""
+    notes = check_parameters(task, holding)
+    check_copies(averaged_copy(task), holding)
+    callbacks: object = ()
+    with contextlib.suppress(Exception):  # it may look at its trainer, which it has on the ranks; they look again
+        callbacks = task.configure_callbacks()
+    check_callbacks(callbacks if isinstance(callbacks, Sequence) else [callbacks], holding)
+    return notes
 
 
 def _unused(config: RunConfig, task: pl.LightningModule) -> list[str]:

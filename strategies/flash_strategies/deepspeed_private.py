@@ -6,12 +6,12 @@ around the same engine and the same torch optimizer. The order of steps and its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flash_strategies.errors import UnsupportedVersionError
+
+if TYPE_CHECKING:
+    import deepspeed
 
 READ_VERSIONS = ("0.19.8",)
 
@@ -141,6 +144,51 @@ def without_shm_op() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def initialize(
+    task: nn.Module, optimizer: Optimizer | None, config: Mapping[str, object], **options: object
+) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
+    """`deepspeed.initialize`, also of a task with 0-dimensional parameters; the process group is there already.
+
+    DeepSpeed broadcasts `parameter.data.view(torch.uint8)`, which a tensor without dimensions does not have.
+    """
+    import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    broadcast, partition = deepspeed.DeepSpeedEngine._broadcast_model, Init._zero_init_param
+    scalars = [parameter for parameter in task.parameters() if not parameter.dim()]
+
+    def broadcast_all(engine: DeepSpeedEngine) -> None:
+        for parameter in scalars:
+            parameter.data = parameter.data.reshape(parameter.numel())  # stage 3 may hold none of it here
+        broadcast(engine)
+        for parameter in scalars:
+            parameter.data = parameter.data.reshape(()) if parameter.numel() else parameter.data
+
+    def partitioned(init: object, parameter: nn.Parameter) -> None:
+        scalar = not parameter.dim()
+        parameter.data = parameter.data.reshape(1) if scalar else parameter.data
+        partition(init, parameter)
+        if scalar:
+            vars(parameter)["ds_shape"] = torch.Size(())
+
+    with ExitStack() as undo:
+        for owner, name, value in (
+            (deepspeed.DeepSpeedEngine, "_broadcast_model", broadcast_all),
+            (Init, "_zero_init_param", partitioned),
+        ):
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        engine, wrapper, _, _ = deepspeed.initialize(
+            model=task,
+            optimizer=optimizer,
+            model_parameters=[parameter for parameter in task.parameters() if parameter.requires_grad],
+            config=dict(config),
+            dist_init_required=False,
+            **options,
+        )
+    return engine, wrapper
 
 
 def carried(wrapper: ZeroWrapper) -> dict[str, object]:

@@ -25,12 +25,14 @@ def slice_digest(values: torch.Tensor, start: int = 0) -> torch.Tensor:
     """Digest of a slice.
 
     Args:
-        values: any shape and numeric type of 1, 2, 4 or 8 bytes; taken in its flattened order.
+        values: any shape and numeric type of 1 to 16 bytes; taken in its flattened order.
         start: position of the first element in the flattened whole.
 
     Returns:
         A 0-dimensional int64 tensor on the device of `values`.
     """
+    if values.element_size() > _WORD:  # complex128
+        values, start = torch.view_as_real(values.detach()), 2 * start
     weights = _weights(values.device)
     parts: list[torch.Tensor] = []
     for first, words in _words(values.detach().reshape(-1).contiguous(), start):

@@ -5,6 +5,7 @@ FlashLaunchError
 ├── StrategyTypeError(TypeError)        a strategy or its metadata of the wrong type or shape
 ├── StrategyValueError(ValueError)      metadata of the right type that make no sense
 ├── ModulesToFreezeError(AttributeError) a task that does not say what its backbone is
+├── ParameterError(ValueError)          a parameter, or a module, that an engine cannot hold
 ├── TransitionError(RuntimeError)       a transition that could not be made
 │   ├── AgreementError                  ranks that differ about the plan, or did not come in time
 │   └── ProofError                      ranks, frozen or newly unfrozen parameters that are not as promised
@@ -33,6 +34,10 @@ class StrategyValueError(FlashLaunchError, ValueError):
 
 class ModulesToFreezeError(FlashLaunchError, AttributeError):
     """A task with neither `modules_to_freeze()` nor a `backbone`."""
+
+
+class ParameterError(FlashLaunchError, ValueError):
+    """A parameter, buffer or module that the ranks cannot hold in the way that was asked for."""
 
 
 class TransitionError(FlashLaunchError, RuntimeError):

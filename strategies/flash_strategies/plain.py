@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flash_strategies import deepspeed_private
@@ -40,21 +39,19 @@ from flash_strategies.checkpoint.engine_state import (
     take_out,
     trainable_slices,
 )
+from flash_strategies.engines.averaging import AveragingDDP
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.handover import set_trainable
+from flash_strategies.parameter_checks import Holding, averaged_copy, check_copies, check_parameters
 from flash_strategies.phases import find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say
 from flash_strategies.schedulers import Scheduler
 from flash_strategies.transition import TransitionReport, Transitions
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
-
 
 _SMALL = "finetuner.pt"
 
@@ -84,6 +81,7 @@ class Finetuner:
             FlashLaunchError: the strategy is none, or does not fit the task or the run.
         """
         self.task = task
+        self._copy = averaged_copy(task)
         parsed = parse_strategy(strategy).strategy
         handover = find_handover(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
         self.phases = resolve_phases(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
@@ -117,10 +115,11 @@ class Finetuner:
             schedulers: that drive the optimizer.
             ddp_options: for DistributedDataParallel; unused parameters are looked for unless they say otherwise.
         """
+        check_parameters(self.task, Holding(cuda=torch.cuda.is_available()))
         options: dict[str, object] = {"find_unused_parameters": True, "broadcast_buffers": False, **ddp_options}
 
         def wrap() -> None:
-            self._model = DistributedDataParallel(self.task, **options)  # type: ignore[arg-type]
+            self._model = AveragingDDP(self.task, **options)
             options["init_sync"] = False  # from the second time on: the ranks are proved equal
 
         many = dist.is_available() and dist.is_initialized()
@@ -139,23 +138,20 @@ class Finetuner:
             optimizer: over the task's parameters.
             config: DeepSpeed's configuration.
             schedulers: that drive the optimizer; step them yourself.
-        """
-        import deepspeed
 
+        Raises:
+            ParameterError: the stage cannot hold a parameter of the task.
+        """
         zero = config.get("zero_optimization")
         stage = zero.get("stage") if isinstance(zero, Mapping) else None
         if stage not in (1, 2, 3):
             raise TransitionError(f"zero_optimization.stage is {stage!r}; give 1, 2 or 3, or use ddp()")
+        holding = Holding.of_deepspeed(config, cuda=torch.cuda.is_available())
+        check_copies(self._copy, holding)
+        check_parameters(self.task, holding)
         kind = Zero3Engine if stage == 3 else Zero12Engine
         holder = kind(self.task, optimizer, schedulers)
-        engine: DeepSpeedEngine
-        engine, _, _, _ = deepspeed.initialize(
-            model=self.task,
-            optimizer=optimizer,
-            model_parameters=[parameter for parameter in self.task.parameters() if parameter.requires_grad],
-            config=dict(config),
-            dist_init_required=False,
-        )
+        engine, _ = deepspeed_private.initialize(self.task, optimizer, config)
         holder.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
         self._model = engine
         if not torch.cuda.is_available():

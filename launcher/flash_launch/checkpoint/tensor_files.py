@@ -37,6 +37,7 @@ _STORAGES = {
     torch.int8: torch.CharStorage,
     torch.uint8: torch.ByteStorage,
     torch.bool: torch.BoolStorage,
+    torch.complex64: torch.ComplexFloatStorage,
 }
 
 

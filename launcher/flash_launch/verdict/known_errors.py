@@ -119,6 +119,13 @@ _KNOWN = (
         "data workers, hold file names and not samples in the data set, or ask for more memory (Slurm: --slurm.mem)",
     ),
     _entry(
+        Kind.EXCEPTION,
+        r"mark a variable ready only once|marked as ready twice",
+        "DistributedDataParallel saw a gradient twice, of activation checkpointing that began after the phase's first "
+        'step, or of one layer called twice: give checkpoint(..., use_reentrant=False), or "static_graph": true in a '
+        "ddp setup file where every step goes the same way through the model",
+    ),
+    _entry(
         Kind.DISK_FULL,
         r"\[Errno (28|122)\]|No space left on device|Disk quota exceeded|ENOSPC",
         "make room (`df -h`, `quota -s`; --keep-last 1 keeps fewer checkpoints, or give --output-dir on another disk), "

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -316,7 +317,7 @@ def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.
     scalars: dict[str, float] = {}
     for state, shape in zip(states, shapes, strict=True):
         for kind, value in state.items():
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape == shape:
+            if is_per_element(value, kind, shape):
                 kinds[kind] = value.dtype
             elif isinstance(value, (bool, int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
                 if scalars.setdefault(kind, float(value)) != float(value):
@@ -327,6 +328,15 @@ def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.
                     "checkpoints hold state that has an element for each of the parameter's, and numbers"
                 )
     return GroupMemory(kinds, scalars)
+
+
+_NUMBERS = frozenset({"step", "mu_product", "mu", "eta"})
+"""What torch's optimizers keep as 0-dimensional tensors that are no elements, also for 0-dimensional parameters."""
+
+
+def is_per_element(value: object, kind: str, shape: torch.Size) -> TypeGuard[torch.Tensor]:
+    """Whether a tensor of the optimizer's state has an element for each of the parameter's."""
+    return isinstance(value, torch.Tensor) and value.shape == shape and (value.dim() > 0 or kind not in _NUMBERS)
 
 
 def optimizer_scalars(optimizer: Optimizer, group: Mapping[str, object], memory: GroupMemory) -> dict[str, object]:

@@ -20,11 +20,14 @@ from flash_strategies.engines.base import (
     GroupMemory,
     StateBytes,
     group_memory,
+    is_per_element,
     optimizer_scalars,
     tensor_bytes,
 )
+from flash_strategies.parameter_checks import check_optimizer
 from flash_strategies.plan import PhasePlan
 from flash_strategies.schedulers import Scheduler
+from flash_strategies.sparse_gradients import memory_of, no_gradient, sparse_parameters
 
 
 class DDPEngine(Engine):
@@ -49,7 +52,9 @@ class DDPEngine(Engine):
             wrapped: gives the present DistributedDataParallel, whose buffers are then freed before the new one is
                 built; without it they are freed afterwards, by garbage collection.
         """
+        check_optimizer(task, optimizer)
         super().__init__(task, optimizer, schedulers)
+        self._sparse = {id(self.parameters[name]) for name in sparse_parameters(task)}
         self._rewrap = rewrap
         self._wrapped = wrapped
         self._formats: dict[str, torch.Tensor] = {}
@@ -80,7 +85,7 @@ class DDPEngine(Engine):
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+                    parameter.grad = no_gradient(parameter, sparse=id(parameter) in self._sparse)
 
     def weights(self, names: Collection[str]) -> Iterator[Chunk]:
         """Every parameter, whole."""
@@ -95,7 +100,7 @@ class DDPEngine(Engine):
             for name in cohort.names:
                 parameter = self.parameters[name]
                 for kind, value in self.optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    if is_per_element(value, kind, parameter.shape):
                         yield kind, Chunk(name, 0, value.reshape(-1))
 
     def gradients(self) -> Iterator[Chunk]:
@@ -141,14 +146,14 @@ class DDPEngine(Engine):
             parameter.data = data
             state = self.optimizer.state.get(parameter, {})
             for kind, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                if is_per_element(value, kind, parameter.shape):
                     state[kind] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         self._formats = {}
 
     def state_bytes(self) -> StateBytes:
         """Counted from the optimizer's state and the parameters' gradients."""
         moments = self.moments()
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradients = [part for p in self.parameters.values() if p.grad is not None for part in memory_of(p.grad)]
         return StateBytes(0, tensor_bytes(moments), tensor_bytes(gradients))
 
 

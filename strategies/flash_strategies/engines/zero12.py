@@ -80,6 +80,8 @@ class Zero12Engine(Engine):
         private.check_version()
         require_elementwise(optimizer)
         super().__init__(task, optimizer, schedulers)
+        for parameter in self.parameters.values():  # DeepSpeed broadcasts and flattens memory as it lies
+            parameter.data = parameter.data.contiguous()
         self._engine: private.DeepSpeedEngine | None = None
 
     def attach(self, engine: private.DeepSpeedEngine) -> None:

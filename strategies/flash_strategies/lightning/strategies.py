@@ -20,12 +20,20 @@ from torch.optim import Optimizer
 
 from flash_strategies import deepspeed_private
 from flash_strategies.batch_norms import match_statistics_to_weights
+from flash_strategies.engines.averaging import AveragingDDP
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import TransitionError
 from flash_strategies.lightning import private
+from flash_strategies.parameter_checks import (
+    Holding,
+    averaged_copy,
+    check_callbacks,
+    check_copies,
+    check_parameters,
+)
 
 if TYPE_CHECKING:
     import deepspeed
@@ -36,6 +44,13 @@ class FinetuningDDPStrategy(DDPStrategy):
 
     transition_engine: Engine | None = None
 
+    def _setup_model(self, model: nn.Module) -> AveragingDDP:
+        device_ids = self.determine_ddp_device_ids()
+        # as Lightning does, see https://pytorch.org/docs/stable/notes/cuda.html#id5
+        stream = torch.cuda.Stream() if device_ids is not None else None  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            return AveragingDDP(model, device_ids=device_ids, **self._ddp_kwargs)
+
     def setup_optimizers(self, trainer: pl.Trainer) -> None:
         """Make the optimizer, and the engine over it that transitions rebuild."""
         super().setup_optimizers(trainer)
@@ -45,6 +60,7 @@ class FinetuningDDPStrategy(DDPStrategy):
                 f"transitions need one optimizer; this task's configure_optimizers makes {len(self.optimizers)}. "
                 "Put the parameters into param groups of one optimizer"
             )
+        check_parameters(task, Holding(cuda=self.root_device.type == "cuda"))
         schedulers = [config.scheduler for config in self.lr_scheduler_configs]
         optimizer = private.torch_optimizer(self.optimizers[0])
         self.transition_engine = DDPEngine(
@@ -77,13 +93,28 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         deepspeed_private.without_shm_op()
         private.start_deepspeed_on_cpu(self)
 
+    def connect(self, model: pl.LightningModule) -> None:
+        """Take the task, which nothing has frozen yet.
+
+        Raises:
+            ParameterError: it holds a copy to be averaged into, and stage 3 partitions weights.
+        """
+        super().connect(model)
+        check_copies(averaged_copy(model), self._holding())
+
+    def _holding(self) -> Holding:
+        assert isinstance(self.config, dict), "Lightning reads the configuration when the strategy is built"
+        return Holding.of_deepspeed(self.config, cuda=self.root_device.type == "cuda")
+
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
         optimizer, scheduler = super()._init_optimizers()
         task = self.lightning_module
         if task is None or not isinstance(self.config, dict):
             raise AssertionError("Lightning sets the module and reads the configuration before the optimizer")
-        stage = self.config.get("zero_optimization", {}).get("stage", 0)
-        kind = Zero3Engine if stage == 3 else Zero12Engine
+        holding = self._holding()
+        check_parameters(task, holding)
+        check_callbacks(task.trainer.callbacks, holding)  # type: ignore[attr-defined]
+        kind = Zero3Engine if holding.stage == 3 else Zero12Engine
         schedulers = [scheduler.scheduler] if scheduler is not None else []
         self.transition_engine = kind(task, optimizer, schedulers)
         return optimizer, scheduler
@@ -91,18 +122,11 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: object = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
-        import deepspeed
-
+        assert isinstance(self.config, dict)
         # Lightning's own passes the device's index as its rank, which a CPU does not have
         device = {"device_rank": self.root_device.index} if self.root_device.type == "cuda" else {}
-        engine, wrapper, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(**device),
-            config=self.config,
-            model=model,
-            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
+        engine, wrapper = deepspeed_private.initialize(
+            model, optimizer, self.config, args=argparse.Namespace(**device), lr_scheduler=lr_scheduler
         )
         if self.transition_engine is not None:
             self.transition_engine.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
