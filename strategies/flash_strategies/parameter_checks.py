@@ -67,7 +67,7 @@ def check_parameters(task: nn.Module, holding: Holding) -> tuple[str, ...]:
     parameters = dict(task.named_parameters())
     for refused in (_uninitialised, _without_values, _unusual_layout, _not_storable):
         _refuse(refused(name, tensor, holding) for name, tensor in tensors.items())
-    for refused in (_complex, _other_type):
+    for refused in (_complex, _other_type, _empty):
         _refuse(refused(name, tensor, holding) for name, tensor in parameters.items())
     _refuse(_sparse(name, holding) for name in sparse_parameters(task))
     if holding.stage == 3:
@@ -202,6 +202,12 @@ def _other_type(name: str, tensor: torch.Tensor, holding: Holding) -> str | None
         return f"{what} cast it down: {_DDP}, or make it float32 ({name}.float())"
     precision = {torch.bfloat16: ", or --precision bf16", torch.float16: ", or --precision fp16"}.get(tensor.dtype, "")
     return f"{what} mix it with other types: {_DDP}, or make it float32 ({name}.float()){precision}"
+
+
+def _empty(name: str, tensor: torch.Tensor, holding: Holding) -> str | None:
+    if holding.stage != 3 or tensor.numel():
+        return None
+    return f"{name} has no elements, and ZeRO stage 3 cannot gather it: give setup zero2, zero1 or ddp, or leave it out"
 
 
 def _sparse(name: str, holding: Holding) -> str | None:

@@ -1,4 +1,4 @@
-"""Sparse gradients, of embeddings with `sparse=True`: where they come, how large they are, and none of them."""
+"""Sparse gradients, of embeddings with `sparse=True`: where they come, what they consist of, and none of them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ def sparse_parameters(task: nn.Module) -> frozenset[str]:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
     }
     return frozenset(name for name, parameter in task.named_parameters() if id(parameter) in weights)
-
-
-def largest_element(gradient: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude in a gradient, dense or sparse, as a 0-dimensional fp32 tensor; 0 of none."""
-    values = gradient.detach()
-    if values.is_sparse:
-        values = values.coalesce().values()
-    if not values.numel():
-        return torch.zeros((), device=values.device)
-    return values.abs().max().float()
 
 
 def memory_of(gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:

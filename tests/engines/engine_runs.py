@@ -13,8 +13,10 @@ import torch.distributed as dist
 from engine_nets import GLOBAL_BATCH, Chain, adamw, one_cycle
 from torch import nn
 
+from flash_strategies import deepspeed_private
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.deepspeed_private import DeepSpeedEngine
+from flash_strategies.engines.averaging import AveragingDDP
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
@@ -87,13 +89,7 @@ class Run:
             stage3 = cast(dict[str, object], settings["zero_optimization"])["stage"] == 3
             kind = Zero3Engine if stage3 else Zero12Engine
             zero = kind(self.task, self.optimizer, [self.scheduler])
-            self.model = deepspeed.initialize(
-                model=self.task,
-                optimizer=self.optimizer,
-                model_parameters=[p for p in self.task.parameters() if p.requires_grad],
-                config=settings,
-                dist_init_required=False,
-            )[0]
+            self.model = deepspeed_private.initialize(self.task, self.optimizer, settings)[0]
             zero.attach(cast(DeepSpeedEngine, self.model))
             self.engine = zero
         self.control = ControlGroup(self.timeout)
@@ -101,7 +97,7 @@ class Run:
         self.transitions.start("start")
 
     def _wrap(self) -> None:
-        self.model = nn.parallel.DistributedDataParallel(
+        self.model = AveragingDDP(
             self.task,
             find_unused_parameters=self.find_unused,
             init_sync=self.model is self.task,

@@ -173,7 +173,7 @@ def _alive(run: Run) -> dict[str, int]:
         "_backward_pre_hooks",
     )
     objects = gc.get_objects()
-    watched = ("DeepSpeedEngine", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "DistributedDataParallel")
+    watched = ("DeepSpeedEngine", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3", "AveragingDDP")
     counts = Counter(type(item).__name__ for item in objects)
     return {
         "hooks": sum(len(getattr(module, name)) for module in run.task.modules() for name in hooks),

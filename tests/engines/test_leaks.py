@@ -27,7 +27,7 @@ def test_nothing_grows(case: Case, suites: Suites) -> None:
                 assert later[what] == second[what], what
             assert abs(later["tensors"] - second["tensors"]) <= OPERANDS
             assert abs(later["bytes"] - second["bytes"]) <= OPERAND_BYTES
-        assert second["DistributedDataParallel"] == (setup == "ddp")
+        assert second["AveragingDDP"] == (setup == "ddp")
         assert second["DeepSpeedEngine"] == (setup != "ddp")
         assert second["DeepSpeedZeroOptimizer"] == (setup in ("zero1", "zero2"))
         assert second["DeepSpeedZeroOptimizer_Stage3"] == (setup == "zero3")

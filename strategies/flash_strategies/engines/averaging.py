@@ -5,8 +5,8 @@ function that runs its own backward pass inside of the outer one (`torch.utils.c
 reversible layers) hides its parameters: DDP counts them as done, their gradients come after all, and the step fails
 with "mark a variable ready only once". Such a model is averaged here instead, when the backward pass has ended.
 
-Whether a model is such a one shows in the graph of the first forward pass after wrapping. That pass is averaged here in
-any case, so that nothing is tried at the cost of a step.
+Whether a model is such a one shows in the graph of the first forward pass after wrapping, and the ranks agree on it
+before that graph is walked backward.
 """
 
 from __future__ import annotations
@@ -50,34 +50,35 @@ class AveragingDDP(DistributedDataParallel):
         self._hides: bool | None = None if options.get("find_unused_parameters") and not self.static_graph else False
         self._queued = False
 
-    def forward(self, *inputs: object, **kwargs: object) -> object:
-        """The module's output; its backward pass ends with equal gradients on all ranks."""
+    def _post_forward(self, output: object) -> object:
+        """DDP's step between the two passes, in which its reducer gets ready; left out where it would fail."""
         if self._hides is False or not torch.is_grad_enabled() or not self.require_backward_grad_sync:
-            return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
-        with self.no_sync():
-            output = super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+            return super()._post_forward(output)  # type: ignore[no-untyped-call]
         roots = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        hides = self._hides or hides_parameters(roots, [parameter for parameter, _ in self._averaged])
+        if self._hides is None:
+            self._hides = self._agreed(hides_parameters(roots, [parameter for parameter, _ in self._averaged]))
+            return self._post_forward(output)
+        with self.no_sync():
+            output = super()._post_forward(output)  # type: ignore[no-untyped-call]
         self._queued = False
-
-        def queue(gradient: torch.Tensor) -> None:
-            if not self._queued:  # once for a backward pass, at its end
-                self._queued = True
-                Variable._execution_engine.queue_callback(lambda: self._average(hides))
-
         for root in roots:
-            root.register_hook(queue)  # type: ignore[no-untyped-call]
+            root.register_hook(self._queue)  # type: ignore[no-untyped-call]
         return output
 
+    def _agreed(self, hides: bool) -> bool:
+        found = torch.tensor(int(hides), device=self._averaged[0][0].device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
+        return bool(found)
+
+    def _queue(self, gradient: torch.Tensor) -> None:
+        if not self._queued:  # once for a backward pass, at its end
+            self._queued = True
+            Variable._execution_engine.queue_callback(self._average)
+
     @torch.no_grad()
-    def _average(self, hides: bool) -> None:
+    def _average(self) -> None:
         """Average all gradients over the ranks; averaging what is equal already changes nothing."""
         self._queued = False
-        if self._hides is None:
-            device = self._averaged[0][0].device
-            found = torch.tensor(int(hides), device=device)
-            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
-            self._hides = bool(found)
         dense: list[torch.Tensor] = []
         for parameter, sparse in self._averaged:
             if parameter.grad is None:
