@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import numpy
+import torch
 from torch import distributed
 from torch.utils.data import Sampler
 
@@ -38,11 +39,17 @@ class ShardedOrder(Sampler[Item], Generic[Item]):
         self.epoch = 0
         self._start = (0, 0)
 
+    @property
+    def sampler(self) -> "ShardedOrder[Item]":
+        """Itself: of a loader's batch sampler, Lightning sets the epoch of its `sampler` alone."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0."""
+        """Choose the epoch, counted from 0, for the sampler and those it draws from."""
         self.epoch = epoch
-        if hasattr(self.inner, "set_epoch"):
-            self.inner.set_epoch(epoch)
+        for part in _parts(self.inner):
+            if callable(choose := getattr(part, "set_epoch", None)):
+                choose(epoch)
 
     def start_at(self, epoch: int, batch: int) -> None:
         """Go on in the middle of an epoch: in this epoch the first `batch` batches are left out."""
@@ -65,6 +72,7 @@ class ShardedOrder(Sampler[Item], Generic[Item]):
 def agreed_order(order: Iterable[Item], seed: int) -> list[Item]:
     """The whole order, drawn from a seed; DataError where it is empty or the ranks' orders differ."""
     with _all_drawn_from(seed):
+        _seed_generators(order, seed)
         items = list(order)
     if not items:
         raise DataError(f"the order of the loader's {type(order).__name__} is empty")
@@ -79,6 +87,31 @@ def agreed_order(order: Iterable[Item], seed: int) -> list[Item]:
                 "nothing but a seed and the epoch (set_epoch)"
             )
     return items
+
+
+def _parts(sampler: object) -> list[object]:
+    """A sampler and those that it draws from, as a BatchSampler does from its `sampler`; each once."""
+    parts: list[object] = []
+    waiting = [sampler]
+    while waiting:
+        part = waiting.pop()
+        if all(part is not known for known in parts):
+            parts.append(part)
+            waiting += [value for value in getattr(part, "__dict__", {}).values() if isinstance(value, Sampler)]
+    return parts
+
+
+def _seed_generators(sampler: object, seed: int) -> None:
+    """Let the generators that a sampler keeps draw from the seed: else they draw as often as they were asked before."""
+    for part in _parts(sampler):
+        for value in getattr(part, "__dict__", {}).values():
+            if isinstance(value, torch.Generator):
+                value.manual_seed(seed)
+            elif isinstance(value, random.Random | numpy.random.RandomState):
+                value.seed(seed)
+            elif isinstance(value, numpy.random.Generator):
+                kind = type(value.bit_generator)
+                value.bit_generator.state = kind(seed).state
 
 
 @contextmanager
