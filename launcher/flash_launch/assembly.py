@@ -104,6 +104,7 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
     _check_phases(config, setup, phases)
     notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task), *layout]
     notes += handover_on(task, config, finetuning).messages
+    data.single_samples = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.modules())
     if read_data:
         check_data(data, world_size)
     no_decay = _give_optimizer(task, config, offload=setup.offload, cuda=cuda)

@@ -135,6 +135,18 @@ def test_the_epoch_reaches_the_loaders_processes(tmp_path: Path, num_workers: in
     assert torch.equal(torch.cat([images for images, _ in data.train_dataloader()]), epochs[0][6:])
 
 
+def test_an_epochs_last_batch_of_one_image_is_made_larger_for_a_batch_norm_and_reported(tmp_path: Path) -> None:
+    data = build(folder_of(tmp_path, {"a": 3, "b": 2}), val_fraction=0.0)  # in batches of 2
+    assert [len(labels) for _, labels in data.train_dataloader()] == [2, 2, 1]
+    data.single_samples = False
+    check_data(data, 1)
+    assert data.notes == [
+        "the last batch of an epoch would have one sample on each rank, which a batch norm may not take: each rank "
+        "repeats one of the epoch's samples in it"
+    ]
+    assert [len(labels) for _, labels in data.train_dataloader()] == [2, 2, 2]
+
+
 def test_a_split_holds_back_the_same_share_of_each_class() -> None:
     images = LabelledImages(tuple(Path(str(number)) for number in range(100)), (0,) * 80 + (1,) * 20)
     train, val = split_by_class(images, 0.25, seed=0)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, derived_seed, drawn_from
+from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, derived_seed, drawn_from, leaves_single
 from flash_launch.errors import DataError
 
 
@@ -21,6 +21,25 @@ def test_training_sees_every_sample_and_repeats_at_most_world_size_minus_one(siz
         seen = list(itertools.chain(*shares))
         assert set(seen) == set(range(size))
         assert len(seen) - size <= world_size - 1
+
+
+@pytest.mark.parametrize(
+    ("size", "world_size", "batch_size"), [(9, 1, 4), (17, 2, 4), (18, 2, 4), (5, 4, 2), (1, 1, 8)]
+)
+def test_no_last_batch_of_one_sample_where_none_may_be(size: int, world_size: int, batch_size: int) -> None:
+    for single in (True, False):
+        samplers = [
+            TrainSampler(size, rank, world_size, seed=1, batch_size=batch_size, single=single)
+            for rank in range(world_size)
+        ]
+        shares = [list(sampler) for sampler in samplers]
+        last = {len(share) % batch_size or batch_size for share in shares}
+        assert {len(share) for share in shares} == {len(samplers[0])}
+        assert set(itertools.chain(*shares)) == set(range(size))
+        if leaves_single(size, world_size, batch_size):
+            assert last == ({1} if single else {2})
+    assert not leaves_single(9, 1, 1)
+    assert not leaves_single(18, 2, 5)
 
 
 def test_the_order_is_another_in_each_epoch_and_for_each_seed() -> None:

@@ -37,12 +37,13 @@ class ShardedLoader:
     """Whether these samplers are all there is to know of where the loaders are."""
 
 
-def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int) -> ShardedLoader:
+def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int, single: bool = True) -> ShardedLoader:
     """This rank's share of a loader to train on.
 
     A loader that shuffles gets a TrainSampler, one that does not gets one that keeps the order; a sampler or batch
     sampler of the user's own is run in a ShardedOrder; a DistributedSampler of the right ranks is left alone. So is,
     with a warning, what cannot be dealt out from outside: an iterable data set, or an iterable that is no DataLoader.
+    With `single=False` no last batch of one sample is left; see TrainSampler.
 
     Raises:
         DataError: a DistributedSampler for other ranks, a sampler without a length, a class of loader that cannot be
@@ -67,7 +68,8 @@ def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int)
         shuffle = isinstance(sampler, RandomSampler)
         assert isinstance(sampler, Sized)
         size = len(sampler)
-        order = TrainSampler(size, rank, world_size, seed, shuffle=shuffle, batch_size=batch_size or 1)
+        single = single or loader.drop_last
+        order = TrainSampler(size, rank, world_size, seed, shuffle=shuffle, batch_size=batch_size or 1, single=single)
     else:
         _check_length(sampler)
         order = ShardedOrder(sampler, rank, world_size, seed, batch_size=batch_size)

@@ -36,7 +36,9 @@ class _LoaderOwner(RunData):
         rank, world_size = self.rank_and_world
         sharded = map_loaders(
             self.owner.train_dataloader(),
-            lambda loader: shard_train_loader(loader, rank=rank, world_size=world_size, seed=self.seed),
+            lambda loader: shard_train_loader(
+                loader, rank=rank, world_size=world_size, seed=self.seed, single=self.single_samples
+            ),
         )
         self._use(*sharded.samplers, anywhere=sharded.starts_anywhere)
         return self._noted(sharded)

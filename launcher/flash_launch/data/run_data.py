@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, check_enough
+from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, check_enough, leaves_single
 from flash_launch.data.sharded_order import ShardedOrder
 
 __all__ = ["MapData", "RunData", "described"]
@@ -38,6 +38,9 @@ class RunData(LightningDataModule):
 
     image_size: int | None = None
     """Pixels on each side of the images; None: not images, or not known."""
+
+    single_samples: bool = True
+    """Whether a batch to train on may have one sample alone, of which a batch norm cannot take the variance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +99,16 @@ class MapData(RunData, Generic[Sample]):
         super().__init__()
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
+    def check(self, world_size: int) -> None:
+        """Also say where the last batch of an epoch is made larger; see RunData."""
+        super().check(world_size)
+        assert self.train_size is not None
+        if not self.single_samples and leaves_single(self.train_size, world_size, self.batch_size):
+            self.notes.append(
+                "the last batch of an epoch would have one sample on each rank, which a batch norm may not take: "
+                "each rank repeats one of the epoch's samples in it"
+            )
+
     def train_dataset(self, epoch: torch.Tensor) -> Dataset[Sample]:
         """The data to train on; `epoch` is a shared tensor that holds the number of the epoch."""
         raise NotImplementedError
@@ -108,7 +121,9 @@ class MapData(RunData, Generic[Sample]):
         """This rank's share of the training data, shuffled anew in each epoch."""
         rank, world_size = self.rank_and_world
         assert self.train_size is not None
-        sampler = TrainSampler(self.train_size, rank, world_size, self.seed, batch_size=self.batch_size)
+        sampler = TrainSampler(
+            self.train_size, rank, world_size, self.seed, batch_size=self.batch_size, single=self.single_samples
+        )
         self._use(sampler)
         dataset = self.train_dataset(sampler.epoch_cell)
         assert isinstance(dataset, Sized)

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from flash_launch.errors import DataError
 
-__all__ = ["EvalBatchSampler", "TrainSampler", "derived_seed", "drawn_from"]
+__all__ = ["EvalBatchSampler", "TrainSampler", "derived_seed", "drawn_from", "leaves_single"]
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -46,13 +46,22 @@ class TrainSampler(Sampler[int]):
         seed: of the shuffling.
         shuffle: False keeps the order of the data set.
         batch_size: samples per batch of this rank, which `start_at` counts in.
+        single: False adds a repeated sample on every rank where the last batch would have one alone.
 
     Raises:
         DataError: no samples.
     """
 
     def __init__(
-        self, size: int, rank: int = 0, world_size: int = 1, seed: int = 0, *, shuffle: bool = True, batch_size: int = 1
+        self,
+        size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        *,
+        shuffle: bool = True,
+        batch_size: int = 1,
+        single: bool = True,
     ) -> None:
         if size < 1:
             raise DataError("there is no sample to train on")
@@ -60,6 +69,9 @@ class TrainSampler(Sampler[int]):
         assert batch_size >= 1
         self.size, self.rank, self.world_size, self.seed = size, rank, world_size, seed
         self.shuffle, self.batch_size = shuffle, batch_size
+        self._share = math.ceil(size / world_size)
+        if not single and leaves_single(size, world_size, batch_size):
+            self._share += 1
         # Shared memory: a data set that augments by epoch reads it in its loader's worker processes as well.
         self.epoch_cell = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._start = (0, 0)
@@ -95,7 +107,12 @@ class TrainSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch, the same on every rank."""
-        return math.ceil(self.size / self.world_size)
+        return self._share
+
+
+def leaves_single(size: int, world_size: int, batch_size: int) -> bool:
+    """Whether the last batch of an epoch has one sample on each rank where others have more."""
+    return batch_size > 1 and math.ceil(size / world_size) % batch_size == 1
 
 
 class EvalBatchSampler(Sampler[list[int]]):
