@@ -26,6 +26,7 @@ WARM_UP = 20
 LOGGED = (0, 1)
 """Every tenth step is logged, the recorder's and Lightning's ones after each other."""
 COUNTED = ("reads", "waits", "talks")
+TIMES = ("median_seconds", "mean_seconds", "cpu_seconds")
 
 
 def start(kind: str, setup: str, checkout: Path, args: dict[str, object], folder: Path) -> list[dict[str, object]]:
@@ -65,16 +66,18 @@ def start(kind: str, setup: str, checkout: Path, args: dict[str, object], folder
     return [json.loads((folder / f"step_rank_{rank}.json").read_text()) for rank in range(RANKS)]
 
 
-def step_seconds(found: list[dict[str, object]]) -> tuple[float, float]:
-    """Median and mean over the steps, of the slowest rank."""
-    medians, means = [], []
+def step_seconds(found: list[dict[str, object]]) -> tuple[float, float, float]:
+    """Median and mean over the steps, and the mean of the CPU time of all threads; each of the slowest rank."""
+    medians, means, cpu = [], [], []
     for rank in found:
-        began = rank["began"]
+        began, began_cpu = rank["began"], rank["began_cpu"]
         assert isinstance(began, list)
+        assert isinstance(began_cpu, list)
         steps = [after - before for before, after in zip(began[WARM_UP:-1], began[WARM_UP + 1 :], strict=True)]
         medians.append(median(steps))
         means.append(sum(steps) / len(steps))
-    return max(medians), max(means)
+        cpu.append((began_cpu[-1] - began_cpu[WARM_UP]) / len(steps))
+    return max(medians), max(means), max(cpu)
 
 
 def unlogged(calls: list[dict[str, dict[str, int]]]) -> list[dict[str, dict[str, int]]]:
@@ -105,7 +108,7 @@ def measure(setup: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     if options.before is not None:
         variants["before"] = ("ours", options.before.absolute())
     args: dict[str, object] = {"width": options.width, "depth": options.depth, "steps": options.steps}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for repeat in range(options.repeats):
         order = list(variants.items())
         for name, (kind, checkout) in order if repeat % 2 == 0 else reversed(order):
@@ -115,8 +118,7 @@ def measure(setup: str, options: argparse.Namespace, folder: Path) -> dict[str, 
     for name, (kind, checkout) in variants.items():
         found = start(kind, setup, checkout, {**args, "count": True}, folder / f"{setup}_{name}_counted")
         row[name] = {
-            "median_seconds": median(one for one, _ in times[name]),
-            "mean_seconds": median(one for _, one in times[name]),
+            **{key: median(one[index] for one in times[name]) for index, key in enumerate(TIMES)},
             "raw": times[name],
             "calls": count(found),
         }
@@ -126,8 +128,8 @@ def measure(setup: str, options: argparse.Namespace, folder: Path) -> dict[str, 
 def table(rows: list[dict[str, object]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| setup | variant | step, median | of Lightning's | step, mean | of Lightning's | reads | waits | talks |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| setup | variant | step, median | ratio | step, mean | ratio | step, CPU | ratio | reads | waits | talks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         peer = row["lightning"]
@@ -135,10 +137,7 @@ def table(rows: list[dict[str, object]]) -> str:
         for name in ("lightning", "before", "ours"):
             found = row.get(name)
             if isinstance(found, dict):
-                times = [
-                    f"{found[key] * 1e3:.2f} ms | {found[key] / peer[key]:.3f}"
-                    for key in ("median_seconds", "mean_seconds")
-                ]
+                times = [f"{found[key] * 1e3:.2f} ms | {found[key] / peer[key]:.3f}" for key in TIMES]
                 counts = [f"{found['calls'][kind]:g}" for kind in COUNTED]
                 lines.append("| " + " | ".join([str(row["setup"]), name, *times, *counts]) + " |")
     return "\n".join(lines)

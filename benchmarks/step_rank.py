@@ -102,7 +102,8 @@ def main() -> None:
     counter = SyncCounter() if values.pop("count") else None
     run = run_ours if kind == "ours" else run_lightning
     task = run(setup, folder, values, counter)
-    found = {"began": task.began, "calls": [one.to_json() for one in counter.steps] if counter is not None else []}
+    calls = [one.to_json() for one in counter.steps] if counter is not None else []
+    found = {"began": task.began, "began_cpu": task.began_cpu, "calls": calls}
     folder.path.mkdir(parents=True, exist_ok=True)
     (folder.path / f"step_rank_{RANK}.json").write_text(json.dumps(found))
     sys.stdout.flush()

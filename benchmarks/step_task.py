@@ -26,12 +26,15 @@ class Net(pl.LightningModule):
         self.head = nn.Linear(width, 10)
         self.began: list[float] = []
         """When each step began, in seconds."""
+        self.began_cpu: list[float] = []
+        """The same by the clock of the process, which stands still while others have the CPU."""
         self.on_begin: Callable[[], None] = lambda: None
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """A step begins here, and ends where the next one begins."""
         self.on_begin()
         self.began.append(time.perf_counter())
+        self.began_cpu.append(time.process_time())
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Cross entropy."""
