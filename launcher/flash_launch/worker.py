@@ -36,6 +36,7 @@ from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_launch.tracking.logger import RunLogger, start_tracking
 from flash_strategies import reporting
+from flash_strategies.buffers import buffer_digests
 from flash_strategies.digest import combined_digest
 from flash_strategies.errors import ProofError
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
@@ -186,7 +187,8 @@ def _finish(
 ) -> None:
     transitions = finetuning.transitions
     control = transitions.control
-    digests = control.gather(combined_digest(transitions.engine.whole_digests()), "the end of the run")
+    whole = {**transitions.engine.whole_digests(), **buffer_digests(assembly.task)}
+    digests = control.gather(combined_digest(whole), "the end of the run")
     equal = len(set(digests)) == 1
     summary = {
         "status": "finished" if equal else "failed",

@@ -12,7 +12,7 @@ for epoch in range(4):
         optimizer.step()
         optimizer.zero_grad()
         finetuner.after_step()                                       # proves the first step of a phase
-    finetuner.end_epoch()                                            # equal batch norm statistics, equal ranks
+    finetuner.end_epoch()                                            # equal statistics, equal ranks
     finetuner.save(f"checkpoints/{epoch}")                           # load() takes it on any setup and number of ranks
 """
 
@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 
 from flash_strategies import deepspeed_private
 from flash_strategies.agreement import ControlGroup
-from flash_strategies.batch_norms import average_statistics, hold_in_eval, match_statistics_to_weights
+from flash_strategies.batch_norms import match_statistics_to_weights
 from flash_strategies.checkpoint.chunks import read_chunks, staged, write_chunks
 from flash_strategies.checkpoint.engine_state import (
     EngineState,
@@ -92,7 +92,6 @@ class Finetuner:
         self._model: nn.Module = task
         self._transitions: Transitions | None = None
         self._steps = 0
-        self._held: frozenset[str] = frozenset()
 
     @property
     def transitions(self) -> Transitions:
@@ -177,7 +176,7 @@ class Finetuner:
         resolved = phase_at(self.phases, epoch)
         if not self.transitions.trains(resolved.selection.trainable):
             self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps)
-        self._held = hold_in_eval(self.task, resolved.selection.eval_batch_norms, before=self._held)
+        self.transitions.hold(resolved.selection.held)
         return self._model
 
     def move(self, phase: str, trainable: Sequence[str]) -> TransitionReport:
@@ -198,8 +197,8 @@ class Finetuner:
         self.transitions.after_step()
 
     def end_epoch(self) -> str:
-        """Average batch norm statistics over the ranks and prove that the ranks are equal; the digest, in hex."""
-        average_statistics(self.task, self.transitions.control)
+        """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex."""
+        self.transitions.equalise_buffers()
         return self.transitions.check()
 
     # ---- checkpoints

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from flash_strategies.engines.base import StateBytes
-from flash_strategies.transition import TransitionReport
+if TYPE_CHECKING:
+    from flash_strategies.engines.base import StateBytes
+    from flash_strategies.transition import TransitionReport
 
 LOGGER = logging.getLogger("flash_strategies.report")
 """Takes all lines, at level INFO."""

@@ -40,6 +40,13 @@ class Selection:
     """The backbone's layers (modules that hold parameters) of which a parameter trains, in module order."""
     eval_batch_norms: tuple[str, ...]
     """Batch norms to hold in eval mode, so that their running statistics stand still; none with train_bn."""
+    frozen_buffers: tuple[str, ...] = ()
+    """All other frozen modules that hold buffers themselves, which must stand still as well."""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Modules whose own buffers stand still."""
+        return self.eval_batch_norms + self.frozen_buffers
 
 
 def freezable_modules(task: nn.Module) -> tuple[nn.Module, ...]:
@@ -143,7 +150,9 @@ def resolve(
     if isinstance(what, Matching):  # of the modules that are awake, only what matches
         trainable &= names.matching(what)
     trainable.update(p for module in names.modules.keys() - set(inside) for p in _own(module))
-    asleep_batch_norms = [module for module in inside if isinstance(module, _BatchNorm) and module not in awake]
+    asleep = [module for module in inside if module not in awake]
+    asleep_batch_norms = [module for module in asleep if isinstance(module, _BatchNorm)]
+    buffered = [module for module in asleep if module._buffers and not isinstance(module, _BatchNorm)]
     if train_bn:
         trainable.update(p for module in asleep_batch_norms for p in _own(module))
     trainable = {p for p in trainable - kept if may_train(p)}
@@ -163,6 +172,7 @@ def resolve(
             if not trainable.isdisjoint(_held(module))
         ),
         eval_batch_norms=() if train_bn else tuple(names.modules[module] for module in asleep_batch_norms),
+        frozen_buffers=tuple(names.modules[module] for module in buffered if module in names.modules),
     )
 
 
@@ -222,7 +232,7 @@ def _awake(
             return frozenset(inside)
         case Matching():
             matching = names.matching(what)
-            # A batch norm without parameters has buffers, by whose names a pattern can mean it.
+            # A module without parameters may have buffers, by whose names a pattern can mean it.
             return frozenset(
                 module
                 for module in inside
@@ -314,7 +324,7 @@ def _before(kept: Collection[object]) -> str:
 
 
 def _own_buffers(module: nn.Module) -> list[tuple[str, object]]:
-    return list(module.named_buffers(recurse=False)) if isinstance(module, _BatchNorm) and not _own(module) else []
+    return [] if _own(module) else list(module.named_buffers(recurse=False))
 
 
 def _flattened(given: object, source: str) -> Iterator[nn.Module]:

@@ -7,11 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from flash_strategies.agreement import ControlGroup
+from flash_strategies.buffers import Reduction, equalise, prove_buffers_equal
 from flash_strategies.digest import combined_digest
 from flash_strategies.engines.base import Engine, StateBytes
 from flash_strategies.errors import ProofError
 from flash_strategies.first_step import FirstStep
+from flash_strategies.frozen_buffers import FrozenBuffers
 from flash_strategies.proof import named, prove_equal
+from flash_strategies.reporting import say
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Transitions:
         self.fingerprint = ""
         self._frozen: dict[str, int] = {}
         self._pending: FirstStep | None = None
+        self._buffers = FrozenBuffers(engine.task)
+        self._said: set[str] = set()
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -90,6 +95,7 @@ class Transitions:
         fingerprint = self.control.agree(plan)
         self.phase, self.fingerprint = phase, fingerprint
         self._remember_frozen(self.prove_equal())
+        self._say_once(equalise(self.engine.task, self.control, as_rank_0=True), "at the start")
         names = self.trainable
         count = self._elements(names)
         held = self.engine.state_bytes()
@@ -200,15 +206,43 @@ class Transitions:
         """
         return prove_equal(self.engine, self.control, names)
 
+    def hold(self, modules: Collection[str]) -> None:
+        """Let the buffers of frozen modules stand still from now on, and of no others; in training mode.
+
+        Args:
+            modules: their names; each is meant for itself, not for those below it.
+        """
+        self._buffers.hold(modules)
+
+    def equalise_buffers(self) -> None:
+        """Make buffers equal that a forward pass changed by what each rank saw; see buffers.equalise.
+
+        Raises:
+            ProofError: a buffer is of another shape or type on another rank.
+        """
+        self._say_once(equalise(self.engine.task, self.control), "after training on each rank's own samples")
+
     def check(self) -> str:
-        """Prove that ranks are equal and that nothing frozen moved; the combined digest, in hex.
+        """Prove that ranks are equal, buffers included, and that nothing frozen moved; the combined digest, in hex.
 
         Raises:
             ProofError: names what is not as promised.
         """
         digests = self.prove_equal()
         self._prove_frozen(digests)
-        return combined_digest(digests)
+        return combined_digest({**digests, **prove_buffers_equal(self.engine.task, self.control)})
+
+    def _say_once(self, treated: Mapping[str, Reduction], when: str) -> None:
+        """Report how buffers that differed were made equal."""
+        fresh = {name: way for name, way in treated.items() if name not in self._said}
+        self._said |= set(fresh)
+        for way in sorted(set(fresh.values())):
+            names = named([name for name, its in fresh.items() if its == way], "buffer")
+            made = {"mean": "their mean", "max": "the largest", "min": "the smallest", "rank0": "rank 0's"}[way]
+            say(
+                f"{names} differed between ranks {when}: all ranks have {made} now. The task's buffer_reduction can say "
+                "otherwise"
+            )
 
     def _remember_frozen(self, digests: Mapping[str, int]) -> None:
         live = set(self.trainable)
@@ -218,6 +252,12 @@ class Transitions:
         if moved := [name for name, digest in self._frozen.items() if digests[name] != digest]:
             raise ProofError(
                 f"{named(moved)} moved while frozen; stopped. Something outside of the optimizer writes to it"
+            )
+        if moved := self._buffers.moved():
+            raise ProofError(
+                f"{named(moved, 'buffer')} moved while frozen; stopped. Something outside of its module's forward pass "
+                "writes to it, or a forward pass that does so only now and then: leave it alone while the module's "
+                "parameters require no gradient, or register it outside of what is frozen"
             )
 
     def _elements(self, names: Sequence[str]) -> int:

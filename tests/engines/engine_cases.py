@@ -66,6 +66,8 @@ LINKED = [Case(1, "linked", (setup,)) for setup in ("zero1", "zero2")]
 SCALE = [Case(1, "scale", (setup,)) for setup in ZERO]
 SURVIVAL = [*(Case(2, "survival", (setup,)) for setup in ZERO), Case(3, "survival", ("zero2",))]
 APART = [Case(2, "apart", (setup,)) for setup in ZERO]
+BUFFERS = [Case(2, "buffers", (setup,)) for setup in SETUPS]
+BUFFER_ALARMS = [Case(2, "buffer_alarm", ("ddp", how)) for how in ("frozen", "differs", "shape")]
 LEAKS = [Case(2, "leaks", (setup,)) for setup in SETUPS]
 BYTES = [
     *(Case(2, "bytes", (setup, precision)) for setup in SETUPS for precision in PRECISIONS),
@@ -75,6 +77,6 @@ RELOCATE = [Case(n, "relocate") for n in (2, 3)]
 
 _ALL = [
     *(*NOOP, *REFERENCE, *UNUSED, *AGREEMENT, *ALARMS, *CALM, *LINKED, *SCALE, *SURVIVAL, *APART),
-    *(*LEAKS, *BYTES, *RELOCATE),
+    *(*BUFFERS, *BUFFER_ALARMS, *LEAKS, *BYTES, *RELOCATE),
 ]
 BY_NAME = {case.name: case for case in _ALL}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -53,3 +55,47 @@ class Deep(nn.Module):
         for layer in self.children():
             x = x + torch.tanh(layer(x))
         return x
+
+
+class Moving(nn.Module):
+    """Buffers that each forward pass changes, in eval mode too: in place, by `.data`, by assignment."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("in_place", torch.zeros(width))
+        self.register_buffer("by_data", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("assigned", torch.zeros(width, dtype=torch.complex64), persistent=False)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("signs", torch.zeros(width, dtype=torch.bool))
+        self.register_buffer("queue", torch.zeros(width))
+        self.register_buffer("constant", torch.arange(width).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.detach().float().mean(dim=0)
+        self.in_place.lerp_(mean, 0.1)
+        self.by_data.data.copy_(mean)
+        self.assigned = self.assigned + torch.complex(mean, -mean)
+        self.count += 1 + (mean[0] > 0)
+        self.signs.copy_((mean * 1e4).long() % 2 == 0)
+        self.queue.copy_(mean)
+        return x
+
+
+class Statistics(nn.Module):
+    """Layers a to d, with norms that keep statistics, and buffers of every kind, in a frozen and a trained part."""
+
+    widths = (7, 3)
+    buffer_reduction: ClassVar[dict[str, str]] = {"*.queue": "rank0"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.d = nn.Linear(7, 5), nn.Linear(5, 3)
+        self.b, self.c = (nn.InstanceNorm1d(5, affine=True, track_running_stats=True) for _ in range(2))
+        self.frozen, self.free = Moving(5), Moving(5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.frozen(self.free(self.a(x)))
+        for norm in (self.b, self.c):  # an instance is two places, of which the second is taken
+            x = norm(torch.stack([x, x.square()], dim=2))[..., 1]
+        return self.d(x)

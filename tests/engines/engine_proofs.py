@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import deepspeed
 import torch
-from engine_nets import Chain
+from engine_nets import Chain, Statistics
 from engine_runs import RANK, Run, config, same
 from torch import nn
 
@@ -134,3 +134,49 @@ def scale(setup: str) -> list[float]:
     scales.append(run.engine.loss_scale()["cur_scale"])
     put_back(other.transitions, take_out(run.transitions), lambda slices: None)
     return [*scales, other.engine.loss_scale()["cur_scale"]]
+
+
+# ---- buffers
+
+
+def buffers(setup: str) -> dict[str, dict[str, torch.Tensor]]:
+    """All buffers at the start, after three steps, made equal, and after three more, proved and made equal again."""
+    run = Run(setup, "cd", net=Statistics, find_unused=True, broadcast_buffers=False)
+    run.transitions.hold(["b", "frozen"])
+    found = {"start": _buffers(run)}
+    run.step(3)
+    found["apart"] = _buffers(run)
+    run.transitions.equalise_buffers()
+    found["equal"] = _buffers(run)
+    digest = run.transitions.check()
+    run.transitions.hold(["b", "frozen"])
+    run.step(3)
+    run.transitions.equalise_buffers()
+    assert run.transitions.check() != digest
+    found["end"] = _buffers(run)
+    return found
+
+
+def _buffers(run: Run) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in run.task.named_buffers()}
+
+
+def buffer_alarm(setup: str, how: str) -> str | None:
+    """A buffer is changed from outside, or differs where that cannot be mended; what it says."""
+    run = Run(setup, "cd", net=Statistics, broadcast_buffers=False)
+    run.transitions.hold(["b", "frozen"])
+    run.step()
+    try:
+        match how:
+            case "frozen":
+                run.task.b.running_mean += 1.0
+            case "differs":
+                run.transitions.equalise_buffers()
+                run.task.free.in_place += RANK
+            case "shape":
+                run.task.free.in_place = torch.zeros(5 + RANK)
+                run.transitions.equalise_buffers()
+        run.transitions.check()
+    except ProofError as error:
+        return str(error)
+    return None

@@ -63,6 +63,7 @@ class Run:
     config: dict[str, object] | None = None
     timeout: float = 20.0
     find_unused: bool = True
+    broadcast_buffers: bool = True
     steps: int = 0
     task: nn.Module = field(init=False)
     transitions: Transitions = field(init=False)
@@ -100,6 +101,7 @@ class Run:
         self.model = AveragingDDP(
             self.task,
             find_unused_parameters=self.find_unused,
+            broadcast_buffers=self.broadcast_buffers,
             init_sync=self.model is self.task,
             gradient_as_bucket_view=True,
         )

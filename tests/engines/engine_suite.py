@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from engine_cases import BY_NAME, PHASES, STEPS
 from engine_nets import GLOBAL_BATCH, Chain, Deep
-from engine_proofs import alarm, calm, linked, scale
+from engine_proofs import alarm, buffer_alarm, buffers, calm, linked, scale
 from engine_runs import RANK, WORLD_SIZE, Run, config, named, same
 from engine_survival import apart, survival
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -300,6 +300,8 @@ CASES: dict[str, Callable[..., object]] = {
     "scale": scale,
     "survival": survival,
     "apart": apart,
+    "buffers": buffers,
+    "buffer_alarm": buffer_alarm,
     "leaks": leaks,
     "bytes": bytes_held,
     "relocate": relocate_slices,

@@ -1,4 +1,4 @@
-"""Batch norms: held in eval mode while frozen, kept in the weights' type, and their statistics averaged over ranks."""
+"""Norms with statistics: held in eval mode while frozen, and kept in the weights' type."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flash_strategies.agreement import ControlGroup
-from flash_strategies.batch_norms import average_statistics, hold_in_eval, match_statistics_to_weights
+from flash_strategies.batch_norms import hold_in_eval, match_statistics_to_weights
 
 
 class Task(nn.Module):
@@ -20,23 +19,6 @@ class Task(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.neck(self.backbone(x))
-
-
-class Ranks(ControlGroup):
-    """As seen by rank 0 of two, the other of which holds the same plus `others`."""
-
-    def __init__(self, others: float) -> None:
-        super().__init__()
-        self.others = others
-        self.exchanges = 0
-
-    @property
-    def world_size(self) -> int:
-        return 2
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        self.exchanges += 1
-        return values + (values + self.others)
 
 
 def statistics(task: Task) -> dict[str, torch.Tensor]:
@@ -63,25 +45,6 @@ def test_batch_norms_return_to_the_tasks_own_mode_and_those_of_the_user_are_left
     task.eval()
     assert hold_in_eval(task, [], before=held) == frozenset()
     assert not task.backbone[0].training
-
-
-def test_statistics_are_averaged_in_one_exchange() -> None:
-    task, control = Task(), Ranks(others=2.0)
-    task(torch.randn(8, 3))
-    before = statistics(task)
-    sent = average_statistics(task, control)
-    assert control.exchanges == 1
-    assert sent == 4 * 3 * 8  # two means and two variances of three features, in fp64
-    for name, buffer in task.named_buffers():
-        more = 0 if name.endswith("num_batches_tracked") else 1
-        torch.testing.assert_close(buffer, before[name] + more)
-
-
-def test_nothing_is_sent_by_one_rank_or_without_batch_norms() -> None:
-    assert average_statistics(Task(), ControlGroup()) == 0
-    control = Ranks(others=2.0)
-    assert average_statistics(nn.Linear(2, 2), control) == 0
-    assert control.exchanges == 0
 
 
 def test_statistics_take_the_type_of_the_weights() -> None:

@@ -29,6 +29,7 @@ from flash_launch.errors import ConfigError
 from flash_launch.tasks.backbones import DIGITS_NET, WITH_SIDE_HEADS, suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, torchvision_state_dict
 from flash_launch.tasks.own import build_own, load_class
+from flash_strategies.buffers import combined, reduction_of
 from flash_strategies.errors import CheckpointError
 
 __all__ = ["Exported", "export_weights"]
@@ -122,12 +123,12 @@ def _shards(folder: Path, files: Mapping[str, FileRecord]) -> list[Path]:
 def _averaged_buffers(folder: Path, world_size: int) -> dict[str, Tensor]:
     """Buffers that differ between ranks, as a run has them that goes on with other ranks: see rank_state.merged."""
     first = load_file(folder, 0).buffers
-    sums = {name: one.double() for name, one in first.items() if one.is_floating_point()}
-    for rank in range(1, world_size if sums else 1):
-        buffers = load_file(folder, rank).buffers
-        for name, total in sums.items():
-            total += buffers[name]
-    return first | {name: (total / world_size).to(first[name].dtype) for name, total in sums.items()}
+    if not first:
+        return {}
+    ranks = [first, *(load_file(folder, rank).buffers for rank in range(1, world_size))]
+    return {
+        name: combined([one[name] for one in ranks], reduction_of(name, value, {})) for name, value in first.items()
+    }
 
 
 # ---- the task and its names

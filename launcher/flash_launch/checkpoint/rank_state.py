@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flash_launch.checkpoint.metric_states import merged as merged_metrics
 from flash_launch.checkpoint.metric_states import metric_states, restore_metrics
+from flash_strategies.buffers import combined, declared_reductions, reduction_of
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import private
 
@@ -119,11 +120,11 @@ def take(trainer: pl.Trainer, schedulers: Sequence[Values]) -> RankState:
 def merged(trainer: pl.Trainer, ranks: Sequence[RankState], rank: int) -> RankState:
     """The state of a rank that goes on with other ranks than those that saved; rank 0's where it cannot be merged."""
     first = ranks[0]
-    buffers = {}
-    for name, value in first.buffers.items():
-        if value.is_floating_point():  # statistics: see flash_strategies.batch_norms
-            value = torch.stack([one.buffers[name].double() for one in ranks]).mean(dim=0).to(value.dtype)
-        buffers[name] = value
+    declared = declared_reductions(trainer.lightning_module)
+    buffers = {
+        name: combined([one.buffers[name] for one in ranks], reduction_of(name, value, declared))
+        for name, value in first.buffers.items()
+    }
     logged = [_added([one.logged[index] for one in ranks]) for index in range(len(first.logged))]
     return RankState(
         {},

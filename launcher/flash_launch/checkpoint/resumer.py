@@ -120,6 +120,8 @@ class Resumer(pl.Callback):
         )
         self._read_buffers(pl_module, control)
         restore_rest(trainer, state, states=same_ranks or control.rank == 0)
+        if at.batch:
+            self._finetuning.hold_buffers(trainer, pl_module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if at.batch and not at.validating and not data.starts_anywhere:
             private.skip_batches(trainer, at.batch)

@@ -10,11 +10,11 @@ from typing import cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BaseFinetuning
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch.optim import Optimizer
 
 from flash_strategies.agreement import ControlGroup
-from flash_strategies.batch_norms import average_statistics, hold_in_eval
 from flash_strategies.checkpoint.engine_state import EngineState, Read, put_back, restore_schedulers
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
@@ -44,8 +44,6 @@ class FinetuningCallback(pl.Callback):
         self.listeners: list[Listener] = []
         self._transitions: Transitions | None = None
         self._steps_seen = 0
-        self._statistics_differ = False
-        self._held: frozenset[str] = frozenset()
         self._unsaid: TransitionReport | None = None
         self.resuming = False
         """Set before the fit by who calls `resume` in it: then the start is no event."""
@@ -62,7 +60,7 @@ class FinetuningCallback(pl.Callback):
 
     @abstractmethod
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
-        """Names of batch norms to hold in eval mode in an epoch."""
+        """Names of frozen modules whose own buffers stand still in an epoch; norms among them are in eval mode."""
 
     def layers_in(self, phase: str) -> int | None:
         """How many of the backbone's layers train in a phase; None where that is not known."""
@@ -128,9 +126,12 @@ class FinetuningCallback(pl.Callback):
             trainer.strategy.adopt_new_wrapper()
         restore_schedulers(self.transitions.engine, schedulers)
         self._steps_seen = trainer.global_step
-        self._statistics_differ = in_epoch
         if in_epoch:
-            self._held = hold_in_eval(pl_module, self.held_batch_norms(pl_module, trainer.current_epoch))
+            self.hold_buffers(trainer, pl_module)
+
+    def hold_buffers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hold the buffers of what is frozen in this epoch as they are now; again, where they were loaded since."""
+        self.transitions.hold(self.held_batch_norms(pl_module, trainer.current_epoch))
 
     first_phase = "start"
 
@@ -144,7 +145,7 @@ class FinetuningCallback(pl.Callback):
             if isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
                 trainer.strategy.adopt_new_wrapper()
             self._tell(trainer, report)
-        self._held = hold_in_eval(pl_module, self.held_batch_norms(pl_module, epoch), before=self._held)
+        self.hold_buffers(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
@@ -162,7 +163,6 @@ class FinetuningCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         """Prove the first step of a phase."""
-        self._statistics_differ = True
         if trainer.global_step != self._steps_seen:
             self._steps_seen = trainer.global_step
             self.transitions.after_step()
@@ -170,17 +170,13 @@ class FinetuningCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All ranks evaluate with the same statistics."""
-        self._equalise(pl_module)
+        if self._transitions is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._transitions.equalise_buffers()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make batch norm statistics equal, and prove that ranks are equal and nothing frozen moved."""
-        self._equalise(pl_module)
+        """Make buffers equal, and prove that ranks are equal and nothing frozen moved."""
+        self.transitions.equalise_buffers()
         self.transitions.check()
-
-    def _equalise(self, task: pl.LightningModule) -> None:
-        if self._statistics_differ and self._transitions is not None:
-            average_statistics(task, self._transitions.control)
-            self._statistics_differ = False
 
     def _report(self, trainer: pl.Trainer) -> None:
         """The line about a transition, when its first step is done and proved."""
@@ -242,7 +238,7 @@ class ScheduledFinetuning(FinetuningCallback):
 
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
         """As the phase of the epoch says."""
-        return phase_at(self.phases, epoch).selection.eval_batch_norms
+        return phase_at(self.phases, epoch).selection.held
 
 
 def finetuning_callback(strategy: object, *, train_bn: bool = True, timeout: float = 60.0) -> FinetuningCallback:

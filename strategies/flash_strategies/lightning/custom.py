@@ -85,7 +85,7 @@ class FlashBaseFinetuning(FinetuningCallback):
                 continue
             names = self._names(module)
             self._trainable.difference_update(names)
-            if norm:
+            if norm or module._buffers:
                 self._asleep.add(self._module_name(module))
 
     def make_trainable(self, modules: Modules, train_bn: bool = True) -> set[str]:
@@ -99,8 +99,7 @@ class FlashBaseFinetuning(FinetuningCallback):
             if norm and not train_bn:
                 continue
             meant |= self._names(module)
-            if norm:
-                self._asleep.discard(self._module_name(module))
+            self._asleep.discard(self._module_name(module))
         if meant and meant <= self._kept:
             say(Handover(named=tuple(sorted(meant))).messages[0])
             self._kept -= meant
@@ -153,7 +152,7 @@ class FlashBaseFinetuning(FinetuningCallback):
         super().resume(trainer, pl_module, state, read, schedulers, in_epoch=in_epoch)
 
     def state_dict(self) -> dict[str, object]:
-        """The batch norms that are held in eval mode."""
+        """The modules whose buffers stand still."""
         return {"asleep": sorted(self._asleep)}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
@@ -175,7 +174,7 @@ class FlashBaseFinetuning(FinetuningCallback):
         return f"{type(self).__name__} at epoch {epoch}", frozenset(self._trainable), dict(self._rates)
 
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
-        """Those frozen without `train_bn`."""
+        """Those frozen, but for batch norms with `train_bn`."""
         return frozenset(self._asleep)
 
     def _names(self, module: nn.Module) -> set[str]:
