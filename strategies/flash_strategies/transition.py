@@ -240,8 +240,8 @@ class Transitions:
             names = named([name for name, its in fresh.items() if its == way], "buffer")
             made = {"mean": "their mean", "max": "the largest", "min": "the smallest", "rank0": "rank 0's"}[way]
             say(
-                f"{names} differed between ranks {when}: all ranks have {made} now. The task's buffer_reduction can say "
-                "otherwise"
+                f"{names} differed between ranks {when}: all ranks have {made} now. The task's buffer_reduction can "
+                "say otherwise"
             )
 
     def _remember_frozen(self, digests: Mapping[str, int]) -> None:

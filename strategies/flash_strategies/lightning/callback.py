@@ -10,7 +10,6 @@ from typing import cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BaseFinetuning
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch.optim import Optimizer
 
@@ -170,7 +169,7 @@ class FinetuningCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All ranks evaluate with the same statistics."""
-        if self._transitions is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if self._transitions is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._transitions.equalise_buffers()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
