@@ -7,9 +7,11 @@ code 2, error: one message about what the user can mend.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,7 @@ def main() -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     warnings.filterwarnings("ignore")
+    faulthandler.enable()
     sys.dont_write_bytecode = True  # nothing is left behind in the folder of the user's own task
     from flash_launch.errors import FlashLaunchError
 
@@ -27,6 +30,15 @@ def main() -> int:
         result = examine(sys.stdin.read(), sys.argv[1] if len(sys.argv) > 1 else None)
     except FlashLaunchError as error:
         result = {"error": str(error)}
+    except BaseException as error:
+        # not left to the guard, which ends a rank by an alarm: here nobody waits for it
+        from flash_launch.tasks.own import users_fault
+
+        fault = users_fault(error)
+        if fault is None:
+            traceback.print_exc()
+            os._exit(1)
+        result = {"error": f"the preflight met an error in the code of the task: {fault}"}
     with os.fdopen(answer, "w", encoding="utf-8") as out:
         out.write(json.dumps(result) + "\n")
     return 2 if "error" in result else 0

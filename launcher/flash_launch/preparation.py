@@ -2,17 +2,23 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flash_launch import rank_guard
 from flash_launch.config import RunConfig
 from flash_launch.errors import FlashLaunchError, LaunchError
 
 __all__ = ["PREFLIGHT", "PreflightRefused", "Preparation", "prepare"]
+
+SECONDS = 3600.0
+"""The longest that it may take to build a task and to look at its data."""
+_MOST_LINES = 30
 
 PREFLIGHT = ("-m", "flash_launch.preflight")
 
@@ -67,16 +73,35 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT, *, checkpoi
     environment = {
         key: value for key, value in os.environ.items() if key not in ("RANK", rank_guard.LOGS, rank_guard.ENDS)
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "flash_launch.rank_guard", *preflight, *([str(checkpoint)] if checkpoint else [])],
-        input=config.to_yaml(),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**environment, rank_guard.PARENT: str(os.getpid())},
-        start_new_session=True,  # a Ctrl-C is for the launcher, which kills this one
-    )
     try:
+        done = subprocess.run(
+            [sys.executable, "-m", "flash_launch.rank_guard", *preflight, *([str(checkpoint)] if checkpoint else [])],
+            input=config.to_yaml(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**environment, rank_guard.PARENT: str(os.getpid())},
+            start_new_session=True,  # a Ctrl-C is for the launcher, which kills this one
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(
+            f"the preflight, which builds the task and looks at the data, took over {SECONDS:g} s and was ended; "
+            f"nothing was started. {_last_words(_text(error.stderr))}"
+        ) from None
+    answer = _answer(done)
+    if "error" in answer:
+        raise PreflightRefused(str(answer["error"]))
+    plan = answer.get("plan", {})
+    phases = tuple(phase for phase in plan.get("phases", ()) if isinstance(phase, dict))
+    return Preparation(plan, tuple(answer.get("messages", ())), int(answer.get("world_size", 1)), phases)
+
+
+def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the preflight gave, or a LaunchError."""
+    try:
+        if done.returncode < 0:
+            raise ValueError(f"it was ended by {_signal(-done.returncode)}")
         if done.returncode not in (0, 2):
             raise ValueError(f"it ended with code {done.returncode}")
         answer: object = json.loads(done.stdout.rstrip().rpartition("\n")[2])
@@ -84,10 +109,21 @@ def prepare(config: RunConfig, preflight: Sequence[str] = PREFLIGHT, *, checkpoi
             raise ValueError("it gave no JSON object")
     except ValueError as error:
         raise LaunchError(
-            f"the preflight broke, {error}; nothing was started. It wrote:\n{(done.stderr or done.stdout).strip()}"
+            f"the preflight broke, {error}; nothing was started. {_last_words(done.stderr or done.stdout)}"
         ) from error
-    if "error" in answer:
-        raise PreflightRefused(str(answer["error"]))
-    plan = answer.get("plan", {})
-    phases = tuple(phase for phase in plan.get("phases", ()) if isinstance(phase, dict))
-    return Preparation(plan, tuple(answer.get("messages", ())), int(answer.get("world_size", 1)), phases)
+    return answer
+
+
+def _signal(number: int) -> str:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    what = {"SIGSEGV": "a crash in native code", "SIGABRT": "a crash in native code", "SIGKILL": "memory used up?"}
+    return f"{name} ({what[name]})" if name in what else name
+
+
+def _last_words(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return "It wrote:\n" + "\n".join(lines[-_MOST_LINES:]) if lines else "It wrote nothing"
+
+
+def _text(written: object) -> str:
+    return written.decode(errors="replace") if isinstance(written, bytes) else str(written or "")

@@ -10,12 +10,15 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+import flash_launch
+import flash_strategies
 from flash_launch.errors import FlashLaunchError, TaskError
 
-__all__ = ["build_own", "load_class", "load_named", "users_code"]
+__all__ = ["build_own", "load_class", "load_named", "users_code", "users_fault"]
 
 T = TypeVar("T")
 
@@ -79,6 +82,16 @@ def users_code(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(f"{what}: {_told(error)}") from error
+
+
+def users_fault(error: BaseException) -> str | None:
+    """An error that came from, or through, a file of the user's own, with its line; None where none took part."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (*(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib")), "<")
+    ours = tuple(str(Path(str(package.__file__)).parent) for package in (flash_launch, flash_strategies))
+    if isinstance(error, SyntaxError) or any(not frame.filename.startswith((*installed, *ours)) for frame in frames):
+        return _told(error)
+    return None
 
 
 def build_own(own: type[T], args: Mapping[str, object], option: str = "--task-args") -> T:
