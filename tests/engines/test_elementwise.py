@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from flash_strategies.engines.elementwise import require_elementwise
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import TransitionError
+from flash_strategies.plain import Finetuner
 
 
 class TrustRatio(torch.optim.SGD):
@@ -89,3 +93,34 @@ def test_state_of_no_parameter_is_kept_over_a_transition() -> None:
         engine.rebuild(engine.plan("next", names, number=number, step=number))
         assert optimizer.state["seen"] == {"steps": number}
     assert engine.state_bytes().moments == 4 * (4 * 2 + 2)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_adafactor_trains_and_resumes_where_parameters_are_whole(stop: int, tmp_path: Path) -> None:
+    def started() -> tuple[Finetuner, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(OrderedDict(backbone=nn.Linear(3, 4), head=nn.Linear(4, 1)))
+        finetuner = Finetuner(model, ("freeze_unfreeze", 2))
+        optimizer = torch.optim.Adafactor(model.parameters(), lr=0.1)
+        finetuner.ddp(optimizer, [lr_scheduler.StepLR(optimizer, 2)])
+        return finetuner, optimizer
+
+    def epoch(number: int, finetuner: Finetuner, optimizer: torch.optim.Optimizer) -> None:
+        model = finetuner.begin_epoch(number)
+        model(torch.arange(6.0).reshape(2, 3)).square().sum().backward()
+        finetuner.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        finetuner.after_step()
+        finetuner.end_epoch()
+
+    unstopped = started()
+    for number in range(5):
+        epoch(number, *unstopped)
+        if number == stop:
+            unstopped[0].save(tmp_path / "saved")
+    resumed = started()
+    resumed[0].load(tmp_path / "saved")
+    for number in range(stop + 1, 5):
+        epoch(number, *resumed)
+    assert all(map(torch.equal, unstopped[0].task.parameters(), resumed[0].task.parameters()))

@@ -41,6 +41,8 @@ class GroupState:
     """Other optimizer state: {"step": 12.0}."""
     scale: float
     """Its learning rate over that of its home."""
+    factors: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = field(default_factory=dict)
+    """State of other shapes than the parameter's, by name and kind: {"w": {"row_var": ("float32", (3, 1))}}."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ def take_out(transitions: Transitions) -> EngineState:
             {kind: str(dtype).removeprefix("torch.") for kind, dtype in memory.kinds.items()},
             memory.scalars,
             engine.groups.scale(index),
+            {
+                name: {kind: (str(dtype).removeprefix("torch."), shape) for kind, (dtype, shape) in kinds.items()}
+                for name, kinds in memory.factors.items()
+            },
         )
         for index, (cohort, memory) in enumerate(zip(engine.cohorts, engine.memory(), strict=True))
     )
@@ -139,7 +145,7 @@ def trainable_slices(engine: Engine, rank: int, world_size: int) -> Iterator[Sli
     All ranks together give each element once, in its highest precision.
     """
     whole = {name: math.prod(engine.shape(name)) for cohort in engine.cohorts for name in cohort.names}
-    held = [_slice(WEIGHT if kind == "master" else kind, chunk, whole) for kind, chunk in engine.state()]
+    held = [_state_slice(engine, kind, chunk, whole) for kind, chunk in engine.state()]
     if engine.has_masters:
         yield from held
     else:
@@ -156,6 +162,12 @@ def frozen_slices(engine: Engine, names: Collection[str], rank: int, world_size:
 
 def _slice(kind: str, chunk: Chunk, whole: Mapping[str, int]) -> Slice:
     return Slice(f"{kind}/{chunk.name}", chunk.start, chunk.tensor, whole[chunk.name])
+
+
+def _state_slice(engine: Engine, kind: str, chunk: Chunk, whole: Mapping[str, int]) -> Slice:
+    # where there are no masters, state is whole on every rank, and may have other elements than its parameter
+    elements = whole if engine.has_masters else {chunk.name: chunk.tensor.numel()}
+    return _slice(WEIGHT if kind == "master" else kind, chunk, elements)
 
 
 # ---- back
@@ -182,7 +194,14 @@ def put_back(transitions: Transitions, state: EngineState, read: Read) -> None:
     engine.rebuild(_plan(engine, state))
     engine.allocate(
         [
-            GroupMemory({kind: getattr(torch, dtype) for kind, dtype in group.kinds.items()}, group.scalars)
+            GroupMemory(
+                {kind: getattr(torch, dtype) for kind, dtype in group.kinds.items()},
+                group.scalars,
+                {
+                    name: {kind: (getattr(torch, dtype), tuple(shape)) for kind, (dtype, shape) in kinds.items()}
+                    for name, kinds in group.factors.items()
+                },
+            )
             for group in state.groups
         ]
     )
@@ -203,7 +222,7 @@ def _targets(engine: Engine) -> Iterator[Slice]:
     for kind, chunk in engine.state():
         # where training is in fp32, ZeRO-3's masters are the weights themselves
         if chunk.tensor.numel() and chunk.tensor.data_ptr() not in seen:
-            yield _slice(WEIGHT if kind == "master" else kind, chunk, whole)
+            yield _state_slice(engine, kind, chunk, whole)
 
 
 def _check_fits(engine: Engine, state: EngineState) -> None:

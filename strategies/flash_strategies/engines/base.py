@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 import torch
@@ -67,6 +67,8 @@ class GroupMemory:
     """Kinds of per-element state and their types."""
     scalars: dict[str, float]
     """Numbers, the same for all of the group's parameters: {"step": 12.0}."""
+    factors: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = field(default_factory=dict)
+    """Tensors of other shapes, by parameter name and kind, where parameters are whole: (type, shape)."""
 
 
 class Engine(ABC):
@@ -307,18 +309,24 @@ class Engine(ABC):
         """After the first optimizer step of a phase, when every group has state; engines may have something to do."""
 
 
-def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.Size]) -> GroupMemory:
-    """What the states of one group's tensors have in common.
+def group_memory(
+    states: Sequence[Mapping[str, object]], shapes: Sequence[torch.Size], names: Sequence[str] = ()
+) -> GroupMemory:
+    """What the states of one group's tensors have in common; and by name what they have not, where names are given.
 
     Raises:
-        CheckpointError: a tensor that is not per element, or numbers that differ.
+        CheckpointError: a tensor that is not per element and has no name, or numbers that differ.
     """
     kinds: dict[str, torch.dtype] = {}
     scalars: dict[str, float] = {}
-    for state, shape in zip(states, shapes, strict=True):
+    factors: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    everywhere = set(states[0]).intersection(*states[1:]) if names and states else None
+    for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
         for kind, value in state.items():
-            if is_per_element(value, kind, shape):
+            if is_per_element(value, kind, shape) and (everywhere is None or kind in everywhere):
                 kinds[kind] = value.dtype
+            elif isinstance(value, torch.Tensor) and names and (value.dim() or is_per_element(value, kind, shape)):
+                factors.setdefault(names[index], {})[kind] = (value.dtype, tuple(value.shape))
             elif isinstance(value, (bool, int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
                 if scalars.setdefault(kind, float(value)) != float(value):
                     raise CheckpointError(f"the optimizer's {kind} differs between parameters of one group")
@@ -327,7 +335,7 @@ def group_memory(states: Sequence[Mapping[str, object]], shapes: Sequence[torch.
                     f"the optimizer keeps {kind!r} as {_described(value)} for a parameter of shape {tuple(shape)}; "
                     "checkpoints hold state that has an element for each of the parameter's, and numbers"
                 )
-    return GroupMemory(kinds, scalars)
+    return GroupMemory(kinds, scalars, factors)
 
 
 _NUMBERS = frozenset({"step", "mu_product", "mu", "eta"})

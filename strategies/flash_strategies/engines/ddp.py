@@ -100,7 +100,8 @@ class DDPEngine(Engine):
             for name in cohort.names:
                 parameter = self.parameters[name]
                 for kind, value in self.optimizer.state.get(parameter, {}).items():
-                    if is_per_element(value, kind, parameter.shape):
+                    per_element = is_per_element(value, kind, parameter.shape)
+                    if per_element or (isinstance(value, torch.Tensor) and value.dim()):
                         yield kind, Chunk(name, 0, value.reshape(-1))
 
     def gradients(self) -> Iterator[Chunk]:
@@ -116,19 +117,24 @@ class DDPEngine(Engine):
         """From the state of each parameter."""
         found = []
         for cohort in self.cohorts:
-            parameters = [self.parameters[name] for name in cohort.names]
-            stepped = [p for p in parameters if self.optimizer.state.get(p)]
-            found.append(group_memory([self.optimizer.state[p] for p in stepped], [p.shape for p in stepped]))
+            stepped = {n: self.parameters[n] for n in cohort.names if self.optimizer.state.get(self.parameters[n])}
+            states = [self.optimizer.state[parameter] for parameter in stepped.values()]
+            found.append(group_memory(states, [p.shape for p in stepped.values()], list(stepped)))
         return found
 
     def allocate(self, memory: Sequence[GroupMemory]) -> None:
         """State for each parameter."""
         self.forget_tensors()
-        for group, remembered in zip(self.optimizer.param_groups, memory, strict=True):
-            for parameter in group["params"] if remembered.kinds or remembered.scalars else ():
+        for cohort, group, remembered in zip(self.cohorts, self.optimizer.param_groups, memory, strict=True):
+            some = remembered.kinds or remembered.scalars or remembered.factors
+            for name, parameter in zip(cohort.names, group["params"], strict=True) if some else ():
                 self.optimizer.state[parameter] = optimizer_scalars(self.optimizer, group, remembered) | {
                     kind: torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
                     for kind, dtype in remembered.kinds.items()
+                }
+                self.optimizer.state[parameter] |= {
+                    kind: torch.zeros(shape, dtype=dtype, device=parameter.device)
+                    for kind, (dtype, shape) in remembered.factors.get(name, {}).items()
                 }
 
     def before_loading(self) -> None:
