@@ -18,13 +18,14 @@ from flash_strategies.plan import PhasePlan, first_difference
 class ControlGroup:
     """A gloo group of all ranks beside the one that trains, so that control never waits behind the accelerator."""
 
-    def __init__(self, timeout: float = 60.0) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
         """Make the group; every rank must do so at the same point.
 
         Args:
-            timeout: seconds to wait for another rank before it is named in an error.
+            timeout: seconds to wait for another rank before it is named in an error; None is the time-out of the
+                process group that trains, since ranks may work for as long between two of its collectives.
         """
-        self._timeout = timedelta(seconds=timeout)
+        self._timeout = timedelta(seconds=timeout) if timeout is not None else _default_timeout()
         group = dist.new_group(backend="gloo", timeout=self._timeout) if _many() else None
         self._group = group if isinstance(group, dist.ProcessGroup) else None
 
@@ -137,6 +138,14 @@ class ControlGroup:
 
 def _many() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _default_timeout() -> timedelta:
+    if not _many() or dist.group.WORLD is None:
+        return dist.default_pg_timeout
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    options = getattr(dist.group.WORLD._get_backend(device), "options", None)
+    return getattr(options, "_timeout", dist.default_pg_timeout)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ for epoch in range(4):
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -52,6 +53,7 @@ from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say
 from flash_strategies.schedulers import Scheduler
 from flash_strategies.transition import TransitionReport, Transitions
+from flash_strategies.wrappers import OURS, refuse_second_ddp, refuse_wrapped
 
 _SMALL = "finetuner.pt"
 
@@ -66,7 +68,7 @@ class Finetuner:
         *,
         max_epochs: int | None = None,
         train_bn: bool = True,
-        timeout: float = 60.0,
+        timeout: float | None = None,
     ) -> None:
         """Resolve the phases and freeze what the first does not train; build the optimizer afterwards.
 
@@ -75,11 +77,12 @@ class Finetuner:
             strategy: a name, a pair `(name, metadata)` or a strategy object.
             max_epochs: epochs of the run, where they are known.
             train_bn: keep the batch norms of the frozen part trainable.
-            timeout: seconds to wait for another rank at a transition.
+            timeout: seconds to wait for another rank at a transition; None is the process group's own time-out.
 
         Raises:
-            FlashLaunchError: the strategy is none, or does not fit the task or the run.
+            FlashLaunchError: the strategy is none, or does not fit the task or the run; the task is wrapped already.
         """
+        refuse_wrapped(task, "give the module inside of it (its `.module`), and leave the wrapping to ddp()")
         self.task = task
         self._copy = averaged_copy(task)
         parsed = parse_strategy(strategy).strategy
@@ -90,6 +93,7 @@ class Finetuner:
         set_trainable(task, self.phases[0].selection.trainable)
         self._timeout = timeout
         self._model: nn.Module = task
+        self._in_ddp = False
         self._transitions: Transitions | None = None
         self._steps = 0
 
@@ -113,18 +117,24 @@ class Finetuner:
             optimizer: over the task's parameters.
             schedulers: that drive the optimizer.
             ddp_options: for DistributedDataParallel; unused parameters are looked for unless they say otherwise.
+
+        Raises:
+            TransitionError: there is a DistributedDataParallel around the task already.
         """
         check_parameters(self.task, Holding(cuda=torch.cuda.is_available()))
         options: dict[str, object] = {"find_unused_parameters": True, "broadcast_buffers": False, **ddp_options}
 
         def wrap() -> None:
-            self._model = AveragingDDP(self.task, **options)
+            self._model = wrapped = AveragingDDP(self.task, **options)
+            OURS.add(wrapped)
             options["init_sync"] = False  # from the second time on: the ranks are proved equal
 
         many = dist.is_available() and dist.is_initialized()
         rewrap = wrap if many else None
         engine = DDPEngine(self.task, optimizer, schedulers, rewrap=rewrap, wrapped=lambda: self._model)
         if many:
+            refuse_second_ddp(self.task)
+            self._in_ddp = True
             wrap()
         return self._begin(engine)
 
@@ -140,7 +150,9 @@ class Finetuner:
 
         Raises:
             ParameterError: the stage cannot hold a parameter of the task.
+            TransitionError: there is a DistributedDataParallel around the task.
         """
+        refuse_second_ddp(self.task)
         zero = config.get("zero_optimization")
         stage = zero.get("stage") if isinstance(zero, Mapping) else None
         if stage not in (1, 2, 3):
@@ -172,7 +184,10 @@ class Finetuner:
 
         Raises:
             AgreementError, ProofError: the ranks differ.
+            TransitionError: the task or the model was wrapped in another DistributedDataParallel.
         """
+        if self._in_ddp:
+            refuse_second_ddp(self.task)
         resolved = phase_at(self.phases, epoch)
         if not self.transitions.trains(resolved.selection.trainable):
             self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps)
@@ -217,6 +232,9 @@ class Finetuner:
         there = control.gather(path.exists(), f"saving {path}")
         if any(there):
             raise CheckpointError(f"{path} is there already: save into a new folder")
+        left = control.gather(_cleared(temporary) if control.rank == 0 else "", f"saving {path}")
+        if left[0]:
+            raise CheckpointError(f"{temporary} is left over from a save that was cut off, and stays: {left[0]}")
         rank, world_size = control.rank, control.world_size
         frozen = [name for name in engine.parameters if name not in set(self.transitions.trainable)]
         slices = [
@@ -255,3 +273,14 @@ class Finetuner:
             buffers[name].copy_(value)
         self._steps = int(small["steps"])
         return self._model
+
+
+def _cleared(folder: Path) -> str:
+    """Remove the folder, if it is there; why it cannot be removed, or nothing."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return str(error)
+    return ""

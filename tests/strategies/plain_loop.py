@@ -78,7 +78,8 @@ def train(setup: str, folder: Path, *, load: Path | None = None) -> dict[str, ob
     for name, parameter in finetuner.transitions.engine.parameters.items():
         with finetuner.transitions.engine.gathered(parameter):
             weights[name] = parameter.detach().clone()
-    return {"digests": digests, "trainable": trainable, "weights": weights}
+    shm_op = sys.modules["deepspeed"].ops.__compatible_ops__["deepspeed_shm_comm"] if setup != "ddp" else False
+    return {"digests": digests, "trainable": trainable, "weights": weights, "compiles": bool(shm_op)}
 
 
 def main() -> None:
@@ -87,9 +88,6 @@ def main() -> None:
     if "RANK" in os.environ:
         import deepspeed
 
-        from flash_strategies import deepspeed_private
-
-        deepspeed_private.without_shm_op()
         deepspeed.utils.logger.setLevel(logging.ERROR)
         dist.init_process_group("gloo")
     for setup in sys.argv[2:]:

@@ -1,14 +1,28 @@
 """`Finetuner` in a loop written by hand: DDP, ZeRO-2 and ZeRO-3 on two ranks equal one process without any of them."""
 
+import inspect
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from flash_strategies import Finetuner, StrategyValueError, TransitionError
+from flash_strategies import (
+    Finetuner,
+    FlashBaseFinetuning,
+    StrategyValueError,
+    TransitionError,
+    agreement,
+)
+from flash_strategies.errors import CheckpointError
+from flash_strategies.lightning import ScheduledFinetuning
 
 SCRIPT = Path(__file__).with_name("plain_loop.py")
 SETUPS = ("ddp", "zero2", "zero3")
@@ -115,3 +129,78 @@ def test_goes_on_from_another_setup(ends: list[dict[str, Any]], setup: str, othe
     assert first["digests"] == second["digests"]
     for name, expected in ends[0][other]["weights"].items():
         assert torch.allclose(first["weights"][name], expected, rtol=0, atol=TOLERANCE), name
+
+
+@pytest.mark.parametrize("setup", ["zero2", "zero3"])
+def test_deepspeed_compiles_nothing_on_a_cpu(ends: list[dict[str, Any]], setup: str) -> None:
+    assert not any(end[setup]["compiles"] for end in ends)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of one, with a time-out of 77 seconds."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=77))
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_another_ddp_around_or_in_the_task_is_refused() -> None:
+    module = task()
+    wrapped = DistributedDataParallel(module)
+    with pytest.raises(TransitionError, match=r"wrapped in DistributedDataParallel.*give the module inside"):
+        Finetuner(wrapped, "freeze")
+    holder = task()
+    holder.backbone = DistributedDataParallel(torch.nn.Linear(2, 2))
+    with pytest.raises(TransitionError, match=r"Module.backbone is wrapped in DistributedDataParallel"):
+        Finetuner(holder, "freeze")
+    # around the task that the finetuner was given bare
+    finetuner = Finetuner(module, ("freeze_unfreeze", 1), max_epochs=2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with pytest.raises(TransitionError, match="second DistributedDataParallel"):
+        finetuner.ddp(optimizer)
+    del wrapped
+    model = finetuner.ddp(optimizer)
+    # and around the finetuner's own, later
+    wrapped = DistributedDataParallel(model)
+    with pytest.raises(TransitionError, match=r"Accelerate.*not the model"):
+        finetuner.begin_epoch(0)
+    del wrapped
+    assert finetuner.begin_epoch(1) is not model
+    # a second finetuner on the same task is none
+    second = Finetuner(module, "no_freeze")
+    second.ddp(torch.optim.SGD(module.parameters(), lr=0.1))
+    second.begin_epoch(0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_time_out_is_the_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "_many", lambda: True)
+    assert agreement.ControlGroup()._timeout == timedelta(seconds=77)
+    assert agreement.ControlGroup(5)._timeout == timedelta(seconds=5)
+    monkeypatch.setattr(agreement, "_many", lambda: False)
+    assert agreement.ControlGroup()._timeout == timedelta(minutes=30)
+    assert inspect.signature(Finetuner).parameters["timeout"].default is None
+    assert all(callback().timeout is None for callback in (ScheduledFinetuning, FlashBaseFinetuning))
+
+
+def test_a_save_that_was_cut_off_leaves_nothing_in_the_next(tmp_path: Path) -> None:
+    module = task()
+    finetuner = Finetuner(module, "freeze")
+    finetuner.ddp(torch.optim.SGD(module.parameters(), lr=0.1))
+    finetuner.save(tmp_path / "whole")
+    left = tmp_path / ".again.tmp"
+    shutil.copytree(tmp_path / "whole", left)
+    for file in left.glob("*.safetensors"):
+        file.rename(left / f"of_other_ranks_{file.name}")
+    (left / "junk").write_text("cut off")
+    finetuner.save(tmp_path / "again")
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+    finetuner.load(tmp_path / "again")
+    left.write_text("a file in the way")
+    shutil.rmtree(tmp_path / "again")
+    with pytest.raises(CheckpointError, match="left over from a save that was cut off"):
+        finetuner.save(tmp_path / "again")

@@ -25,6 +25,7 @@ from flash_strategies.phases import ResolvedPhase, find_handover, phase_at, reso
 from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say, transition_line
 from flash_strategies.transition import TransitionReport, Transitions
+from flash_strategies.wrappers import refuse_wrapped
 
 Listener = Callable[[pl.Trainer, TransitionReport], None]
 
@@ -32,11 +33,11 @@ Listener = Callable[[pl.Trainer, TransitionReport], None]
 class FinetuningCallback(pl.Callback):
     """What every finetuning callback does; subclasses say what trains in an epoch."""
 
-    def __init__(self, *, timeout: float = 60.0) -> None:
+    def __init__(self, *, timeout: float | None = None) -> None:
         """Prepare.
 
         Args:
-            timeout: seconds to wait for another rank at a transition before it is named in an error.
+            timeout: seconds to wait for another rank before it is named in an error; None is the process group's own.
         """
         private.check_version()
         self.timeout = timeout
@@ -79,9 +80,11 @@ class FinetuningCallback(pl.Callback):
 
         Raises:
             StrategyValueError: there is more than one finetuning callback.
+            TransitionError: the task holds a wrapper, such as DistributedDataParallel.
         """
         if stage != "fit":
             return
+        refuse_wrapped(pl_module, "give the bare module, and leave the wrapping to the Trainer's strategy")
         others = [c for c in _callbacks(trainer) if isinstance(c, (FinetuningCallback, BaseFinetuning))]
         if len(others) > 1:
             names = ", ".join(type(callback).__name__ for callback in others)
@@ -195,13 +198,13 @@ class FinetuningCallback(pl.Callback):
 class ScheduledFinetuning(FinetuningCallback):
     """Runs a strategy: a name, a pair (name, metadata) or a strategy object."""
 
-    def __init__(self, strategy: object = "no_freeze", *, train_bn: bool = True, timeout: float = 60.0) -> None:
+    def __init__(self, strategy: object = "no_freeze", *, train_bn: bool = True, timeout: float | None = None) -> None:
         """Parse the strategy.
 
         Args:
             strategy: `"freeze"`, `("freeze_unfreeze", 7)`, ..., or an object with `name` and `phases(max_epochs)`.
             train_bn: keep the batch norms of the frozen part trainable.
-            timeout: seconds to wait for another rank.
+            timeout: seconds to wait for another rank; None is the process group's own time-out.
 
         Raises:
             StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy.
@@ -240,7 +243,7 @@ class ScheduledFinetuning(FinetuningCallback):
         return phase_at(self.phases, epoch).selection.held
 
 
-def finetuning_callback(strategy: object, *, train_bn: bool = True, timeout: float = 60.0) -> FinetuningCallback:
+def finetuning_callback(strategy: object, *, train_bn: bool = True, timeout: float | None = None) -> FinetuningCallback:
     """The callback for what a user gives as a strategy: one's own callback as it is, all else parsed.
 
     Raises:

@@ -28,14 +28,14 @@ class FlashBaseFinetuning(FinetuningCallback):
     """
 
     def __init__(
-        self, attr_names: str | Iterable[str] = "backbone", train_bn: bool = True, *, timeout: float = 60.0
+        self, attr_names: str | Iterable[str] = "backbone", train_bn: bool = True, *, timeout: float | None = None
     ) -> None:
         """Name what is frozen at first.
 
         Args:
             attr_names: attributes of the task whose modules are frozen before training.
             train_bn: keep their batch norms trainable.
-            timeout: seconds to wait for another rank.
+            timeout: seconds to wait for another rank; None is the process group's own time-out.
         """
         super().__init__(timeout=timeout)
         self.attr_names = [attr_names] if isinstance(attr_names, str) else list(attr_names)
