@@ -162,6 +162,7 @@ class Finetuner:
         check_parameters(self.task, holding)
         kind = Zero3Engine if stage == 3 else Zero12Engine
         holder = kind(self.task, optimizer, schedulers)
+        deepspeed_private.without_shm_op()
         engine, _ = deepspeed_private.initialize(self.task, optimizer, config)
         holder.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
         self._model = engine

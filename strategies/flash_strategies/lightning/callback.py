@@ -17,9 +17,10 @@ from flash_strategies.agreement import ControlGroup
 from flash_strategies.checkpoint.engine_state import EngineState, Read, put_back, restore_schedulers
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
-from flash_strategies.errors import StrategyValueError, TransitionError
+from flash_strategies.errors import CheckpointError, StrategyValueError, TransitionError
 from flash_strategies.handover import set_trainable
 from flash_strategies.lightning import private
+from flash_strategies.lightning.checkpoint import SavedFit, add_fit, taken_from
 from flash_strategies.lightning.strategies import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
 from flash_strategies.phases import ResolvedPhase, find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
@@ -45,6 +46,8 @@ class FinetuningCallback(pl.Callback):
         self._transitions: Transitions | None = None
         self._steps_seen = 0
         self._unsaid: TransitionReport | None = None
+        self._saved: SavedFit | None = None
+        self._epoch = 0
         self.resuming = False
         """Set before the fit by who calls `resume` in it: then the start is no event."""
 
@@ -61,6 +64,9 @@ class FinetuningCallback(pl.Callback):
     @abstractmethod
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
         """Names of frozen modules whose own buffers stand still in an epoch; norms among them are in eval mode."""
+
+    def check_fits(self, saved: SavedFit, left_out: Collection[str]) -> None:
+        """Raise a CheckpointError if a fit that this callback resumes was another's."""
 
     def layers_in(self, phase: str) -> int | None:
         """How many of the backbone's layers train in a phase; None where that is not known."""
@@ -89,7 +95,25 @@ class FinetuningCallback(pl.Callback):
         if len(others) > 1:
             names = ", ".join(type(callback).__name__ for callback in others)
             raise StrategyValueError(f"{len(others)} finetuning callbacks are given ({names}); a run has one strategy")
+        self._saved = self._unsaid = None
         self.prepare(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
+    ) -> None:
+        """Add the phase and the param groups to Lightning's checkpoint."""
+        if self._transitions is not None:
+            add_fit(checkpoint, trainer, self._transitions, self._epoch)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, object]
+    ) -> None:
+        """Take over from Lightning what it cannot restore; see `on_train_start`.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be resumed here.
+        """
+        self._saved = taken_from(checkpoint, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Agree on the first phase and prove that the ranks begin equal."""
@@ -97,7 +121,16 @@ class FinetuningCallback(pl.Callback):
         self._transitions = Transitions(engine, ControlGroup(self.timeout))
         self._steps_seen = trainer.global_step
         report = self._transitions.start(self.first_phase)
-        if not self.resuming:
+        saved, self._saved, self._epoch = self._saved, None, trainer.current_epoch
+        if saved is not None:
+            strategy = trainer.strategy
+            load = strategy.load_engine_state if isinstance(strategy, FinetuningDeepSpeedStrategy) else None
+            in_epoch = not private.current_epoch_is_new(trainer)
+            self._epoch = saved.epoch
+            self.check_fits(saved, engine.left_out)
+            self.resume(trainer, pl_module, saved.engine, saved.reader(load), saved.schedulers, in_epoch=in_epoch)
+            say(f"resumed in epoch {trainer.current_epoch} at step {trainer.global_step}: phase {saved.engine.phase}")
+        elif not self.resuming:
             self._tell(trainer, report)
 
     def resume(
@@ -139,7 +172,7 @@ class FinetuningCallback(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the transition to what this epoch trains, if it is another than now."""
-        epoch = trainer.current_epoch
+        self._epoch = epoch = trainer.current_epoch
         self.transitions.engine.groups.sync()
         phase, names, rates = self.wanted(pl_module, epoch)
         if not self.transitions.trains(names):
@@ -233,6 +266,23 @@ class ScheduledFinetuning(FinetuningCallback):
         """As the phase of the epoch says."""
         resolved = phase_at(self.phases, epoch)
         return resolved.phase.name, resolved.selection.trainable, {}
+
+    def check_fits(self, saved: SavedFit, left_out: Collection[str]) -> None:
+        """The phase of the epoch trained what it trains here.
+
+        Raises:
+            CheckpointError: it did not.
+        """
+        phase = phase_at(self.phases, saved.epoch)
+        then, now = set(saved.engine.trainable), set(phase.selection.trainable) - set(left_out)
+        if other := sorted(then ^ now):
+            raise CheckpointError(
+                f"the checkpoint's fit trained {len(then)} parameters in epoch {saved.epoch} (phase "
+                f"{saved.engine.phase}), and the strategy {self.spec.name!r} trains {len(now)} in it (phase "
+                f"{phase.phase.name}); {other[0]} is among one of the two only: resume with the strategy that the "
+                "checkpoint was made with, and write out its epochs if the number of epochs is another now, as in "
+                "('freeze_unfreeze', 7)"
+            )
 
     def layers_in(self, phase: str) -> int | None:
         """As the phase's selection says."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -27,6 +30,7 @@ from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import TransitionError
 from flash_strategies.lightning import private
+from flash_strategies.lightning.checkpoint import check_kind, client_state
 from flash_strategies.parameter_checks import (
     Holding,
     averaged_copy,
@@ -67,11 +71,21 @@ class FinetuningDDPStrategy(DDPStrategy):
             task, optimizer, schedulers, rewrap=lambda: private.wrap_ddp_anew(self, task), wrapped=lambda: self.model
         )
 
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read Lightning's file.
+
+        Raises:
+            CheckpointError: it is a folder of DeepSpeed's.
+        """
+        check_kind(checkpoint_path, folder=False)
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
 
 class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     """DeepSpeed whose ZeRO wrapper is rebuilt at each transition; on CUDA, or on a CPU with gloo."""
 
     transition_engine: Zero12Engine | None = None
+    _resumed_from: _PATH = ""
 
     def __init__(self, config: Mapping[str, object], **kwargs: object) -> None:
         """Take a complete DeepSpeed configuration.
@@ -134,6 +148,26 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         if self.root_device.type == "cpu":
             match_statistics_to_weights(model)
         return engine, wrapper
+
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read what Lightning put into DeepSpeed's folder; where a fit resumes, `load_engine_state` reads the rest.
+
+        Raises:
+            CheckpointError: it is a single file, and not read as one (`load_full_weights`).
+        """
+        single = self.load_full_weights and self.zero_stage_3
+        if not single:
+            check_kind(checkpoint_path, folder=True)
+        task = self.lightning_module
+        fitting = task is not None and task.trainer.state.fn == TrainerFn.FITTING
+        if single or not fitting or not Path(checkpoint_path).is_dir():
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        self._resumed_from = checkpoint_path
+        return client_state(checkpoint_path, self.global_rank)
+
+    def load_engine_state(self) -> None:
+        """Read weights, masters and moments into an engine whose groups are those of the checkpoint."""
+        super().load_checkpoint(self._resumed_from)
 
     def adopt_new_wrapper(self) -> None:
         """Tell Lightning of the ZeRO wrapper that a transition built."""

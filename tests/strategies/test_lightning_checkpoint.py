@@ -1,0 +1,73 @@
+"""`trainer.fit(ckpt_path=...)` after an unfreeze: bit for bit the fit that was not stopped; what cannot be says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from lightning_checkpoint_suite import SAVED, STRATEGY, Case, Save, Task, run_case, trainer_on
+
+from flash_strategies.errors import CheckpointError
+from flash_strategies.lightning import ScheduledFinetuning
+
+if TYPE_CHECKING:
+    from conftest import Suites
+
+SETUPS = ("ddp", "zero1", "zero2", "zero3")
+CASES = [*(Case(2, setup) for setup in SETUPS), Case(2, "ddp", "custom"), Case(2, "zero2", "custom")]
+
+
+def check(found: dict[str, object]) -> None:
+    assert {when: found[when] for when in SAVED} == dict.fromkeys(SAVED, ([], True))
+    losses = found["losses"]
+    assert isinstance(losses, list)
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == len(SAVED)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_resumed_fit_equals_the_unstopped_one(case: Case, suites: Suites) -> None:
+    for found in suites.result(case.suite, case.world_size, case.name):
+        check(found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["milestones", "custom"])
+def test_on_one_device(kind: str) -> None:
+    check(run_case(f"1-single-{kind}"))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    trainer_on("single", [ScheduledFinetuning(STRATEGY), Save(tmp_path)]).fit(Task())
+    return tmp_path
+
+
+def test_what_cannot_be_resumed_is_refused_with_the_cure(saved: Path) -> None:
+    def resume(path: Path, strategy: object = STRATEGY, epochs: int = 4) -> None:
+        trainer_on("single", [ScheduledFinetuning(strategy)], epochs).fit(Task(), ckpt_path=path)
+
+    # another strategy, or the same with other epochs
+    with pytest.raises(CheckpointError, match=r"trained 4 parameters in epoch 1.*trains 2 in it"):
+        resume(saved / "4.ckpt", "freeze")
+    with pytest.raises(CheckpointError, match=r"trained 4 parameters in epoch 1.*write out its epochs"):
+        resume(saved / "4.ckpt", "freeze_unfreeze", epochs=9)
+    # made without the callback
+    trainer_on("single", [Bare(saved)]).fit(Task())
+    with pytest.raises(CheckpointError, match=r"made without a finetuning callback.*flash-launch resume"):
+        resume(saved / "bare.ckpt")
+    trainer_on("single", [ScheduledFinetuning(STRATEGY)]).test(Task(), ckpt_path=saved / "bare.ckpt", verbose=False)
+
+
+class Bare(Save):
+    """Saves without a finetuning callback."""
+
+    def on_train_batch_end(self, trainer: object, task: object, *_: object) -> None:
+        """Not here."""
+
+    def on_train_epoch_end(self, trainer: object, task: object) -> None:
+        """Once."""
+        trainer.save_checkpoint(self._folder / "bare.ckpt")  # type: ignore[attr-defined,operator]
+
+    def on_train_end(self, trainer: object, task: object) -> None:
+        """Nothing to gather."""
