@@ -113,7 +113,7 @@ class Save(pl.Callback):
                 self.weights[name] = parameter.detach().clone()
 
 
-def trainer_on(setup: str, callbacks: list[pl.Callback], epochs: int = EPOCHS) -> pl.Trainer:
+def trainer_on(setup: str, callbacks: list[pl.Callback]) -> pl.Trainer:
     """A Trainer."""
     strategy: object = "auto"
     if setup == "ddp":
@@ -130,7 +130,7 @@ def trainer_on(setup: str, callbacks: list[pl.Callback], epochs: int = EPOCHS) -
         }
         strategy = FinetuningDeepSpeedStrategy(config, process_group_backend="gloo")
     return pl.Trainer(
-        max_epochs=epochs,
+        max_epochs=EPOCHS,
         accelerator="cpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         strategy=strategy,  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.strategies.deepspeed import remove_module_hooks
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch import nn
@@ -137,10 +138,8 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: object = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         assert isinstance(self.config, dict)
-        # Lightning's own passes the device's index as its rank, which a CPU does not have
-        device = {"device_rank": self.root_device.index} if self.root_device.type == "cuda" else {}
         engine, wrapper = deepspeed_private.initialize(
-            model, optimizer, self.config, args=argparse.Namespace(**device), lr_scheduler=lr_scheduler
+            model, optimizer, self.config, args=self._device(), lr_scheduler=lr_scheduler
         )
         if self.transition_engine is not None:
             self.transition_engine.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
@@ -148,6 +147,26 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         if self.root_device.type == "cpu":
             match_statistics_to_weights(model)
         return engine, wrapper
+
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        if self.root_device.type == "cuda":
+            super()._initialize_deepspeed_inference(model)
+            return
+        import deepspeed
+
+        # as Lightning's own, but for the device
+        keys = ("fp16", "bf16", *(("zero_allow_untested_optimizer", "zero_optimization") if self.zero_stage_3 else ()))
+        given = self.config if isinstance(self.config, dict) else {}
+        config = {"train_micro_batch_size_per_gpu": 1, **{key: given[key] for key in keys if key in given}}
+        remove_module_hooks(model)
+        self.model, _, _, _ = deepspeed.initialize(
+            args=self._device(), config=config, model=model, model_parameters=[], dist_init_required=False
+        )
+
+    def _device(self) -> argparse.Namespace:
+        # Lightning's own passes the device's index as its rank, which a CPU does not have
+        cuda = self.root_device.type == "cuda"
+        return argparse.Namespace(**({"device_rank": self.root_device.index} if cuda else {}))
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what Lightning put into DeepSpeed's folder; where a fit resumes, `load_engine_state` reads the rest.
@@ -160,10 +179,20 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
             check_kind(checkpoint_path, folder=True)
         task = self.lightning_module
         fitting = task is not None and task.trainer.state.fn == TrainerFn.FITTING
-        if single or not fitting or not Path(checkpoint_path).is_dir():
+        if single or not Path(checkpoint_path).is_dir() or not (fitting or self.zero_stage_3):
             return super().load_checkpoint(checkpoint_path, weights_only)
         self._resumed_from = checkpoint_path
+        if not fitting:
+            self._load_partitioned(checkpoint_path)
         return client_state(checkpoint_path, self.global_rank)
+
+    def _load_partitioned(self, folder: _PATH) -> None:
+        # an engine without an optimizer, as for validation, fails in DeepSpeed's own loading at stage 3
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(folder)) if self.is_global_zero else {}
+        task = self.lightning_module
+        self._restore_zero_state({"state_dict": state}, strict=task is None or task.strict_loading)
 
     def load_engine_state(self) -> None:
         """Read weights, masters and moments into an engine whose groups are those of the checkpoint."""
