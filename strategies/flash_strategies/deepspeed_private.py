@@ -191,6 +191,13 @@ def initialize(
     return engine, wrapper
 
 
+def whole_weights(folder: str) -> dict[str, torch.Tensor]:
+    """The weights in fp32 and the buffers of a checkpoint of DeepSpeed's, put together from all ranks' files."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(folder))
+
+
 def carried(wrapper: ZeroWrapper) -> dict[str, object]:
     """The old wrapper's memory of the past."""
     return {name: vars(wrapper)[name] for name in _CARRIED if name in vars(wrapper)}

@@ -14,11 +14,11 @@ from typing import cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy
-from pytorch_lightning.trainer.states import TrainerFn
 
 from flash_strategies.checkpoint.chunks import Slice
 from flash_strategies.checkpoint.engine_state import WEIGHT, EngineState, Read, take_out
 from flash_strategies.errors import CheckpointError
+from flash_strategies.lightning import private
 from flash_strategies.transition import Transitions
 
 _KEY = "flash_strategies"
@@ -83,7 +83,7 @@ def taken_from(checkpoint: dict[str, object], trainer: pl.Trainer) -> SavedFit |
     Raises:
         CheckpointError: the checkpoint does not have it, or is of another setup.
     """
-    if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
+    if not private.fits(trainer) or "loops" not in checkpoint:
         return None
     strategy = trainer.strategy
     deepspeed = isinstance(strategy, DeepSpeedStrategy)

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, deepspeed
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -21,7 +21,9 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import (
     _ResultMetric,
     _Sync,
 )
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.data import _extract_batch_size
+from torch import nn
 from torch.optim import Optimizer
 
 from flash_strategies.errors import UnsupportedVersionError
@@ -54,6 +56,16 @@ def wrap_ddp_anew(strategy: DDPStrategy, task: pl.LightningModule) -> None:
     strategy._ddp_kwargs["init_sync"] = False
     strategy.model = strategy._setup_model(task)
     strategy._register_ddp_hooks()
+
+
+def fits(trainer: pl.Trainer) -> bool:
+    """Whether it runs `fit`, and not validate, test or predict."""
+    return trainer.state.fn == TrainerFn.FITTING
+
+
+def remove_module_hooks(model: nn.Module) -> None:
+    """As Lightning does before it builds another DeepSpeed engine around a model."""
+    deepspeed.remove_module_hooks(model)
 
 
 def start_deepspeed_on_cpu(strategy: DeepSpeedStrategy) -> None:

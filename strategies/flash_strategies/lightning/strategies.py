@@ -16,8 +16,6 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
-from pytorch_lightning.strategies.deepspeed import remove_module_hooks
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -158,7 +156,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         keys = ("fp16", "bf16", *(("zero_allow_untested_optimizer", "zero_optimization") if self.zero_stage_3 else ()))
         given = self.config if isinstance(self.config, dict) else {}
         config = {"train_micro_batch_size_per_gpu": 1, **{key: given[key] for key in keys if key in given}}
-        remove_module_hooks(model)
+        private.remove_module_hooks(model)
         self.model, _, _, _ = deepspeed.initialize(
             args=self._device(), config=config, model=model, model_parameters=[], dist_init_required=False
         )
@@ -178,7 +176,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         if not single:
             check_kind(checkpoint_path, folder=True)
         task = self.lightning_module
-        fitting = task is not None and task.trainer.state.fn == TrainerFn.FITTING
+        fitting = task is not None and private.fits(task.trainer)
         if single or not Path(checkpoint_path).is_dir() or not (fitting or self.zero_stage_3):
             return super().load_checkpoint(checkpoint_path, weights_only)
         self._resumed_from = checkpoint_path
@@ -188,9 +186,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
 
     def _load_partitioned(self, folder: _PATH) -> None:
         # an engine without an optimizer, as for validation, fails in DeepSpeed's own loading at stage 3
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(folder)) if self.is_global_zero else {}
+        state = deepspeed_private.whole_weights(str(folder)) if self.is_global_zero else {}
         task = self.lightning_module
         self._restore_zero_state({"state_dict": state}, strict=task is None or task.strict_loading)
 
