@@ -47,6 +47,7 @@ _BOUNDS: dict[str, tuple[_Check, str]] = {
     "gradient_clip": _POSITIVE,
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
     "limit_train_batches": _AT_LEAST_1,
+    "limit_val_batches": _AT_LEAST_0,
     "lr": _POSITIVE,
     "weight_decay": _AT_LEAST_0,
     "momentum": _FRACTION,

@@ -7,6 +7,7 @@ from flash_launch.checkpoint.attempts import read_attempts
 from flash_launch.checkpoint.manifest import Manifest
 from flash_launch.checkpoint.store import Store
 from flash_launch.config import RunConfig
+from flash_launch.early_stop import EarlyStop
 from flash_launch.errors import ConfigError
 from flash_launch.options import option_name
 from flash_launch.run_folder import RunFolder, read_json, read_jsonl, rewrite_jsonl
@@ -16,7 +17,8 @@ __all__ = ["Continuation", "check_can_go_on", "continued", "find", "trim_metrics
 MAY_CHANGE = frozenset(
     (
         *("nodes", "procs_per_node", "hosts", "hostfile", "accelerator", "timeout", "setup", "nvme_path"),
-        *("max_epochs", "batch_size", "accumulate", "num_workers", "limit_train_batches"),
+        *("max_epochs", "batch_size", "accumulate", "num_workers"),
+        *("limit_train_batches", "limit_val_batches"),
         *("output_dir", "resume", "checkpoint_every", "keep_last", "keep_best", "background_checkpoints"),
         *("wandb", "wandb_name", "wandb_group", "wandb_job_type", "wandb_tags", "wandb_artifact"),
     )
@@ -109,8 +111,13 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
     """
     attempts = read_attempts(folder.attempts)
     run = next((one.run for one in reversed(attempts) if one.run), "")
+    stop = _early_stop(folder)
+    if checkpoint is None and stop is not None and stop.ends(config.max_epochs):
+        return Continuation(None, True, (f"the run was {stop}: that is its end, a larger --max-epochs resumes it",))
     if checkpoint is None and _finished_epochs(folder) >= config.max_epochs:
-        return Continuation(None, True, ())
+        return Continuation(
+            None, True, (f"the run has finished its {config.max_epochs} epochs: give a larger --max-epochs to go on",)
+        )
     found = Store(folder.checkpoints).newest(run, attempts, checkpoint)
     if found is None:
         return Continuation(None, False, ("no checkpoint was saved yet: the run starts again",))
@@ -120,7 +127,20 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
             f"--max-epochs is {config.max_epochs}, but the run has begun {begun} epochs: give {begun} or more, or an "
             "earlier checkpoint with --checkpoint"
         )
-    return Continuation(found.manifest, False, found.notes)
+    notes = found.notes
+    stop = EarlyStop.from_json(found.manifest.stopped_early)
+    if stop is not None and not stop.ends(config.max_epochs):
+        notes = (*notes, f"the run was {stop}: it resumes with the state of {stop.by}, which may stop it again")
+    return Continuation(found.manifest, False, notes)
+
+
+def _early_stop(folder: RunFolder) -> EarlyStop | None:
+    """How the task ended the run, if it did."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = read_json(folder.summary_json)
+        if isinstance(summary, dict) and summary.get("status") == "finished":
+            return EarlyStop.from_json(summary.get("stopped_early"))
+    return None
 
 
 def _finished_epochs(folder: RunFolder) -> int:

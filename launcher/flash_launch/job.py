@@ -49,7 +49,6 @@ def begin(folder: RunFolder, environment: Mapping[str, str]) -> Attempt | None:
         for note in continuation.notes:
             say(note)
         if continuation.finished:
-            say(f"the run has finished its {config.max_epochs} epochs")
             return None
         manifest = continuation.manifest
         _check_progress(folder, attempts, manifest.position.step if manifest else 0, allocation)

@@ -12,13 +12,14 @@ from pathlib import Path
 from flash_launch.checkpoint.attempts import STOPPED, Attempt, Fence, begin
 from flash_launch.checkpoint.manifest import Manifest
 from flash_launch.checkpoint.store import Store
-from flash_launch.cluster.allocation import Allocation, find_allocation
-from flash_launch.cluster.client import count_gpus
+from flash_launch.cluster.allocation import Allocation, find_allocation, left_behind
+from flash_launch.cluster.client import count_gpus, show_jobs
 from flash_launch.cluster.job_file import note_job
 from flash_launch.config import RunConfig
 from flash_launch.console import say, usage
 from flash_launch.continuation import check_can_go_on, continued, find, trim_metrics
-from flash_launch.errors import ConfigError, FencedError, FlashLaunchError
+from flash_launch.early_stop import EarlyStop
+from flash_launch.errors import ConfigError, FencedError, FlashLaunchError, SlurmError, SlurmUnavailable
 from flash_launch.executors.hosts import choose_hosts
 from flash_launch.executors.local import LaunchResult, run_local
 from flash_launch.machine import Placement, place, place_in_allocation, visible_gpus
@@ -55,7 +56,11 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
         for note in notes:
             say(note)
     elif (allocation := find_allocation(os.environ)) is not None:
-        placement = place_in_allocation(config, _with_gpus(allocation, config))
+        _check_job(allocation.job_id)
+        try:
+            placement = place_in_allocation(config, _with_gpus(allocation, config))
+        except ConfigError as error:
+            raise ConfigError(f"{error}; {left_behind(os.environ)}") from error
     else:
         placement = place(config, () if config.accelerator == "cpu" else visible_gpus())
     resolved = config.replace(
@@ -65,6 +70,23 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
         setup=config.setup_name,
     )
     return resolved, placement
+
+
+def _check_job(job_id: str) -> None:
+    """Refuse an allocation that Slurm knows to be over, or where there is no Slurm; one that is silent may answer srun.
+
+    Raises:
+        ConfigError: names the variables to unset.
+    """
+    try:
+        jobs = show_jobs(job_id, retry_seconds=0)
+    except SlurmUnavailable:
+        return
+    except SlurmError as error:
+        raise ConfigError(f"SLURM_JOB_ID names job {job_id}, and {error}; {left_behind(os.environ)}") from error
+    if all(job.ended for job in jobs):
+        how = f"is {jobs[-1].state}" if jobs else "is unknown to Slurm"
+        raise ConfigError(f"SLURM_JOB_ID names job {job_id}, which {how}; {left_behind(os.environ)}")
 
 
 def _with_gpus(allocation: Allocation, config: RunConfig) -> Allocation:
@@ -121,7 +143,6 @@ def go_on(config: RunConfig, placement: Placement, path: Path, checkpoint: str |
     for note in continuation.notes:
         say(note)
     if continuation.finished:
-        say(f"the run has finished its {config.max_epochs} epochs: give a larger --max-epochs to go on")
         return 0
     manifest = continuation.manifest
     at = Store(folder.checkpoints).path(manifest.name) if manifest is not None else None
@@ -131,10 +152,17 @@ def go_on(config: RunConfig, placement: Placement, path: Path, checkpoint: str |
     return _launch(config, placement, preparation, folder, path, attempt)
 
 
+_HEADER = """\
+# All options of the run, to repeat it with `flash-launch --config`; ranks, accelerator and setup are those that were
+# found. null: not given, so that its default holds; what came of the strategy and the setup is in plan.json and
+# deepspeed.json.
+"""
+
+
 def write_plan(folder: RunFolder, config: RunConfig, preparation: Preparation) -> None:
     """Write what was asked and what it comes to: config.yaml and plan.json."""
     # Without its folder, so that `flash-launch --config RUN/config.yaml` makes a new one.
-    write_text(folder.config_yaml, config.replace(output_dir=None, resume="never").to_yaml())
+    write_text(folder.config_yaml, _HEADER + config.replace(output_dir=None, resume="never").to_yaml())
     write_json(folder.plan_json, preparation.plan)
 
 
@@ -264,7 +292,9 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence)
         return 1
     metrics = summary.get("metrics")
     values = [f"{name} {value:.4g}" for name, value in metrics.items()] if isinstance(metrics, dict) else []
-    say(f"finished in {result.seconds:.1f} s{': ' * bool(values)}{', '.join(values)}")
+    stop = EarlyStop.from_json(summary.get("stopped_early"))
+    ended = f"finished in {result.seconds:.1f} s" + (f", {stop}" if stop is not None else "")
+    say(f"{ended}{': ' * bool(values)}{', '.join(values)}")
     say(f"run folder: {path}{', weights: ' + folder.weights.name if folder.weights.exists() else ''}")
     return 0
 

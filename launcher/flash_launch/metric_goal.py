@@ -1,6 +1,7 @@
 """Whether a metric is to be high or low: by the table of known names, or as the user says, NAME:min or NAME:max."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flash_launch.errors import ConfigError
@@ -47,6 +48,19 @@ class MetricGoal:
                 f"--keep-best {text}:max or --keep-best {text}:min"
             )
         return cls(text, higher)
+
+    def check_logged(self, logged: Sequence[str], epoch: int) -> None:
+        """Check that there is such a metric once an epoch has ended.
+
+        Raises:
+            ConfigError: there is none; names those that there are.
+        """
+        if self.name not in logged:
+            raise ConfigError(
+                f"--keep-best {self.name}: nothing of that name was logged by the end of epoch {epoch}, so no "
+                f"checkpoint would be the best. Logged were: {', '.join(sorted(logged)) or 'no metrics'}. Give one of "
+                "these, or log it in validation_step"
+            )
 
 
 def higher_is_better(name: str) -> bool | None:

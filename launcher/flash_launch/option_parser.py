@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.options import field_docstrings, option_name
+from flash_launch.strategy_pair import taken_apart
 
 __all__ = ["nearest", "option_names", "parse_run_options", "read_yaml", "slurm_sections", "values_from_mapping"]
 
@@ -159,6 +160,7 @@ def values_from_mapping(values: Mapping[str, object], source: str) -> dict[str, 
     Raises:
         ConfigError: a value of the wrong type. `source` begins the message.
     """
+    values = taken_apart(values, source)
     for name, value in values.items():
         if value is None and type(None) not in typing.get_args(_TYPES[name]):
             raise ConfigError(f"{source}: {name} has no value: {_expected(name)}")

@@ -147,6 +147,9 @@ class TrainingOptions:
     limit_train_batches: int | None = None
     """Only this many batches per rank and epoch. Default: all."""
 
+    limit_val_batches: int | None = None
+    """Only this many batches per rank of each validation; 0: no validation. Default: all."""
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:

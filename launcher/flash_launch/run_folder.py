@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def config_yaml(self) -> Path:
-        """What was asked, resolved."""
+        """All options of the run as it was started."""
         return self.path / "config.yaml"
 
     @property

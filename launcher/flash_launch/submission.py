@@ -229,9 +229,7 @@ def _continued(folder: RunFolder, config: RunConfig) -> tuple[list[RunConfig], l
     if read_attempts(folder.attempts):
         continuation = find(folder, config)
         if continuation.finished:
-            raise ConfigError(
-                f"the run in {folder.path} has finished its {config.max_epochs} epochs: give a larger --max-epochs"
-            )
+            raise ConfigError(f"{folder.path}: {'. '.join(continuation.notes)}")
         manifest = continuation.manifest
     at = Store(folder.checkpoints).path(manifest.name) if manifest is not None else None
     return [config], [prepared(config, at)]

@@ -20,7 +20,7 @@ from flash_launch import progress
 from flash_launch.assembly import Assembly, assemble, uses_cuda
 from flash_launch.checkpoint.attempts import Attempt, Fence, read_attempts
 from flash_launch.checkpoint.manifest import read as read_manifest
-from flash_launch.checkpoint.resumer import NothingLeft, Resumer, position_in
+from flash_launch.checkpoint.resumer import Resumer, position_in
 from flash_launch.checkpoint.saver import EpochStart, RunStopped, Saver, SaverOptions
 from flash_launch.checkpoint.schedule import Cadence, Keeping
 from flash_launch.config import RunConfig
@@ -36,7 +36,7 @@ from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_launch.tracking.logger import RunLogger, start_tracking
 from flash_strategies import reporting
-from flash_strategies.buffers import buffer_digests
+from flash_strategies.buffers import buffer_digests, prove_buffers_equal
 from flash_strategies.digest import combined_digest
 from flash_strategies.errors import ProofError
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
@@ -63,11 +63,10 @@ def main() -> None:
     try:
         _run(config, folder, attempt, logger)
     finally:
-        if logger is not None:
-            logger.close()
+        logger.close()
 
 
-def _run(config: RunConfig, folder: RunFolder, attempt: Attempt, logger: RunLogger | None) -> None:
+def _run(config: RunConfig, folder: RunFolder, attempt: Attempt, logger: RunLogger) -> None:
     progress.tell("building the model and reading the data")
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     assembly = assemble(
@@ -138,6 +137,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         limit_train_batches=config.limit_train_batches,
+        limit_val_batches=config.limit_val_batches,
         logger=logger or False,
         log_every_n_steps=10,  # what the task itself logs at steps
         enable_checkpointing=False,
@@ -153,13 +153,10 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
     except RunStopped as stop:
         _stop(trainer, finetuning, recorder, folder, stop)
         return
-    except NothingLeft:
-        pass
-    else:
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+    if trainer.interrupted:
+        raise KeyboardInterrupt
     Fence(folder.attempts, attempt.number).check()
-    _finish(assembly, trainer, finetuning, recorder, folder)
+    _finish(assembly, trainer, recorder, saver)
 
 
 def _stop(
@@ -182,10 +179,8 @@ def _stop(
     dist.destroy_process_group()
 
 
-def _finish(
-    assembly: Assembly, trainer: pl.Trainer, finetuning: FinetuningCallback, recorder: Recorder, folder: RunFolder
-) -> None:
-    transitions = finetuning.transitions
+def _finish(assembly: Assembly, trainer: pl.Trainer, recorder: Recorder, saver: Saver) -> None:
+    transitions, folder = assembly.finetuning.transitions, saver.folder
     control = transitions.control
     whole = {**transitions.engine.whole_digests(), **buffer_digests(assembly.task)}
     digests = control.gather(combined_digest(whole), "the end of the run")
@@ -199,9 +194,13 @@ def _finish(
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
     }
+    if saver.stopped_early is not None:
+        summary["stopped_early"] = saver.stopped_early.to_json()
     if not equal and trainer.is_global_zero:
         write_json(folder.summary_json, summary)
-    transitions.check()  # names what differs
+    # names what differs; that nothing frozen moved was proved at the epoch's end, before the task put averages in place
+    transitions.prove_equal()
+    prove_buffers_equal(assembly.task, control)
     if not equal:
         raise ProofError(f"at the end of the run, the ranks' digests differ: {', '.join(map(str, digests))}")
     save_weights(transitions.engine, assembly.task, folder.weights, write=trainer.is_global_zero)

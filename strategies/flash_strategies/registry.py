@@ -34,7 +34,7 @@ class StrategySpec:
 def parse_strategy(spec: object) -> StrategySpec:
     """The strategy that a user asked for.
 
-    `spec` is a name, a pair `(name, metadata)`, an object with a name and phases, or a StrategySpec.
+    `spec` is a name, a pair `(name, metadata)`, also as a list, an object with a name and phases, or a StrategySpec.
 
     Raises:
         StrategyNameError: a name nobody registered, or an entry point that cannot be imported.
@@ -48,6 +48,8 @@ def parse_strategy(spec: object) -> StrategySpec:
         if not _known(spec):
             raise StrategyNameError(_unknown(spec))
         return _build(spec, None)
+    if isinstance(spec, list):  # YAML, as LightningCLI reads it, has no tuples
+        spec = _tuples(spec)
     if isinstance(spec, tuple):
         if len(spec) != 2 or not isinstance(spec[0], str):
             raise StrategyTypeError(_wrong_type(spec))
@@ -179,6 +181,10 @@ def _unknown(name: str) -> str:
     nearest = difflib.get_close_matches(name.lower(), names, n=1)
     meant = f", did you mean {nearest[0]!r}?" if nearest else "."
     return f"no strategy is named {name!r}{meant} Use one of {', '.join(names)}"
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _wrong_type(spec: object) -> str:

@@ -56,3 +56,9 @@ def test_the_score_orders_checkpoints(text: str, best: float) -> None:
         for value in (0.2, 0.1, 0.3)
     ]
     assert next(iter(max(manifests, key=keeping.score).metrics.values())) == best
+
+
+def test_one_that_is_not_logged_ends_the_run_with_those_that_are() -> None:
+    MetricGoal("val_acc", True).check_logged(["val_acc", "val_loss"], 0)
+    with pytest.raises(ConfigError, match=r"by the end of epoch 0.*Logged were: val_acc, val_loss\."):
+        MetricGoal("val_accuracy", True).check_logged(["val_loss", "val_acc"], 0)

@@ -117,7 +117,6 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(given: str, neares
     "spec",
     [
         None,
-        ["freeze", None],
         7,
         (),
         ("freeze",),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from flash_launch.checkpoint.hook_states import own_values, replaced_weights
 from flash_launch.checkpoint.manifest import FileRecord, Manifest, read, read_part
 from flash_launch.checkpoint.rank_state import load_file
 from flash_launch.checkpoint.shards import read_headers
@@ -76,6 +77,12 @@ def export_weights(
     sources = _read_sources(store, manifest)
     task = _build_task(config, sources)
     named, notes = _named(task, sources, dtype)
+    replaced = replaced_weights(load_file(store.path(manifest.name), 0).hooks)
+    for name, tensor in replaced.items():
+        if name in named:
+            named[name] = _as(Source.of(tensor.reshape(-1)), tensor, dtype, name)
+    if replaced:
+        notes.append("it has the weights that a callback put in their place, such as averages, as Lightning saves them")
     if lightning:
         values, more = _lightning_values(task, config, store, manifest)
         write = partial(write_torch, values={**values, "state_dict": named})
@@ -270,7 +277,7 @@ def _lightning_values(
     """What a Lightning checkpoint holds beside the state_dict, and what to say of it."""
     notes = ["it has no optimizer state: it is for load_from_checkpoint, or Trainer.validate, test and predict"]
     values = {
-        **load_file(store.path(manifest.name), 0).hooks,
+        **own_values(load_file(store.path(manifest.name), 0).hooks),
         "epoch": manifest.position.epoch,
         "global_step": manifest.position.step,
         "pytorch-lightning_version": version("pytorch-lightning"),

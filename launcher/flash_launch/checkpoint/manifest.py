@@ -121,6 +121,8 @@ class Manifest:
     """Part -> keys of the tensors that are found there."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     """What the folder holds beside the manifest."""
+    stopped_early: dict[str, object] | None = None
+    """How the task ended the run at this checkpoint, before its last epoch; see early_stop.py."""
 
     @property
     def where(self) -> dict[str, str]:

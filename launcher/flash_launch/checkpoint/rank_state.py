@@ -9,7 +9,7 @@ import copy
 import io
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy
@@ -17,8 +17,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from flash_launch.checkpoint.hook_states import load_callbacks, of_rank_0, saved_by_hooks, with_weights
 from flash_launch.checkpoint.metric_states import merged as merged_metrics
 from flash_launch.checkpoint.metric_states import metric_states, restore_metrics
+from flash_strategies.agreement import ControlGroup
 from flash_strategies.buffers import combined, declared_reductions, reduction_of
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import private
@@ -46,7 +48,7 @@ class RankState:
     callbacks: Values
     """`state_dict` of each callback, by its state_key."""
     hooks: Values
-    """What the task's `on_save_checkpoint` put in."""
+    """What `on_save_checkpoint` of callbacks and the task left; see hook_states.py."""
     datamodule: Values
     """The data module's `state_dict`."""
     precision: Values
@@ -90,16 +92,16 @@ def load_file(folder: Path, rank: int) -> RankState:
     """
     path = folder / file_name(rank)
     try:
-        return RankState(**torch.load(path, weights_only=True, map_location="cpu"))
+        state = RankState(**torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch's unpickler raises many kinds
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return replace(state, hooks=of_rank_0(state.hooks, lambda: load_file(folder, 0).hooks))
 
 
-def take(trainer: pl.Trainer, schedulers: Sequence[Values]) -> RankState:
-    """This rank's state, but for buffers, at an optimizer-step boundary; copies."""
+def take(trainer: pl.Trainer, schedulers: Sequence[Values], control: ControlGroup) -> RankState:
+    """This rank's state, but for buffers, at an optimizer-step boundary; copies. Every rank must call it."""
     task = trainer.lightning_module
-    hooks: Values = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "state_dict": {}}
-    task.on_save_checkpoint(hooks)
+    hooks = saved_by_hooks(trainer, control)
     datamodule = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}  # type: ignore[attr-defined]
     callbacks = {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())}  # type: ignore[attr-defined]
     return copy.deepcopy(
@@ -147,11 +149,11 @@ def restore_callbacks(trainer: pl.Trainer, state: RankState) -> None:
             one.load_state_dict(saved)
     if trainer.datamodule is not None and state.datamodule:  # type: ignore[attr-defined]
         trainer.datamodule.load_state_dict(state.datamodule)  # type: ignore[attr-defined]
-    trainer.lightning_module.on_load_checkpoint(state.hooks)
+    trainer.lightning_module.on_load_checkpoint(with_weights(state.hooks, trainer.lightning_module))
 
 
 def restore_rest(trainer: pl.Trainer, state: RankState, *, states: bool = True) -> None:
-    """Precision, metrics, what was logged, and buffers; after the engine.
+    """Precision, metrics, what was logged, buffers, and what callbacks left; after the engine.
 
     Args:
         trainer: of the running fit.
@@ -166,6 +168,7 @@ def restore_rest(trainer: pl.Trainer, state: RankState, *, states: bool = True) 
     present = dict(trainer.lightning_module.named_buffers())
     for name, value in state.buffers.items():
         present[name].copy_(value)
+    load_callbacks(trainer, state.hooks)
 
 
 def random_states() -> Values:

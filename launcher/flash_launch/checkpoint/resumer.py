@@ -23,6 +23,7 @@ from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writing import ENGINE_STATE
 from flash_launch.data import RunData
 from flash_launch.data.sampling import derived_seed
+from flash_launch.early_stop import EarlyStop
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.checkpoint.chunks import Slice, read_chunks
@@ -30,7 +31,7 @@ from flash_strategies.checkpoint.engine_state import EngineState
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import FinetuningCallback, private
 
-__all__ = ["NothingLeft", "Resumer", "position_in"]
+__all__ = ["Resumer", "position_in"]
 
 
 def position_in(saved: Position, *, batch_size: int, accumulate: int, world_size: int) -> Position:
@@ -39,10 +40,6 @@ def position_in(saved: Position, *, batch_size: int, accumulate: int, world_size
         return saved
     batch = saved.samples // (batch_size * world_size) // accumulate * accumulate
     return Position(saved.step, saved.epoch, batch, batch * batch_size * world_size)
-
-
-class NothingLeft(BaseException):
-    """The checkpoint is of the end of the run: only what comes after training is left to do."""
 
 
 class Resumer(pl.Callback):
@@ -88,7 +85,6 @@ class Resumer(pl.Callback):
         Raises:
             CheckpointError: something cannot be read or does not fit.
             ProofError: the ranks are not equal.
-            NothingLeft: the run had come to its end.
         """
         began = time.perf_counter()
         at, manifest = self._position, self._manifest
@@ -146,8 +142,12 @@ class Resumer(pl.Callback):
                 "seconds": round(time.perf_counter() - began, 6),
             }
             append_jsonl(self._folder.events_jsonl, row)
-        if at.epoch >= self._max_epochs:
-            raise NothingLeft
+        stop = EarlyStop.from_json(manifest.stopped_early)
+        ended = stop is not None and stop.ends(self._max_epochs)
+        if ended:
+            self._saver.stopped_early = stop
+        if ended or at.epoch >= self._max_epochs:  # only what comes after training is left to do
+            trainer.fit_loop.max_epochs = at.epoch
 
     def _read(self, slices: Sequence[Slice], control: ControlGroup) -> None:
         """Fill slices from the checkpoint's folder, and from those of the parts it refers to."""

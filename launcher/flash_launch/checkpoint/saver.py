@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from flash_launch import rank_guard
 from flash_launch.checkpoint.attempts import Attempt, Fence
+from flash_launch.checkpoint.hook_states import may_swap_weights
 from flash_launch.checkpoint.lookout import Lookout, Reasons
 from flash_launch.checkpoint.manifest import Part, PhaseMark, Position
 from flash_launch.checkpoint.rank_state import RankState, take
@@ -22,7 +23,8 @@ from flash_launch.checkpoint.snapshot import Told, take_job, trainable_digest
 from flash_launch.checkpoint.store import Store
 from flash_launch.checkpoint.writer import Outcome, Writer
 from flash_launch.checkpoint.writing import WRITE_SECONDS, Job
-from flash_launch.errors import ConfigError, FencedError
+from flash_launch.early_stop import EarlyStop, find_early_stop
+from flash_launch.errors import FencedError
 from flash_launch.run_folder import RunFolder, append_jsonl
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.errors import CheckpointError
@@ -87,7 +89,7 @@ class Saver(pl.Callback):
         self._before = before
         self.metrics: dict[str, float] = {}
         self.history: list[PhaseMark] = []
-        self._folder, self._attempt, self._finetuning, self._options = folder, attempt, finetuning, options
+        self.folder, self._attempt, self._finetuning, self._options = folder, attempt, finetuning, options
         self._store, self._fence = Store(folder.checkpoints), Fence(folder.attempts, attempt.number)
         self._control: ControlGroup | None = None
         self._lookout: Lookout | None = None
@@ -100,6 +102,8 @@ class Saver(pl.Callback):
         self._before_validation: RankState | None = None
         self._last_error = ""
         self._best_is_logged = False
+        self.stopped_early: EarlyStop | None = None
+        self._weights_before: dict[str, int] | None = None
 
     # ---- Lightning's hooks
 
@@ -149,18 +153,11 @@ class Saver(pl.Callback):
             for name, value in trainer.callback_metrics.items()
             if torch.as_tensor(value).numel() == 1
         }
-        best = self._options.keeping.best
-        if best is None or self._best_is_logged:
-            return
-        logged = self._finetuning.transitions.control.gather(list(self.metrics), "the end of an epoch")[0]
-        assert isinstance(logged, list)
-        if best.name not in logged:
-            raise ConfigError(
-                f"--keep-best {best.name}: nothing of that name was logged by the end of epoch "
-                f"{trainer.current_epoch}, so no checkpoint would be the best. Logged were: "
-                f"{', '.join(sorted(logged)) or 'no metrics'}. Give one of these, or log it in validation_step"
-            )
-        self._best_is_logged = True
+        if (best := self._options.keeping.best) is not None and not self._best_is_logged:
+            logged = self._finetuning.transitions.control.gather(list(self.metrics), "the end of an epoch")[0]
+            assert isinstance(logged, list)
+            best.check_logged(logged, trainer.current_epoch)
+            self._best_is_logged = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take this rank's state: from here on only metrics and random numbers change, so it can be redone."""
@@ -169,6 +166,8 @@ class Saver(pl.Callback):
         at_end = private.batches_done(trainer) >= trainer.num_training_batches
         known = bool(low == high) and float("inf") not in trainer.num_val_batches
         self._before_validation = self._own_state(trainer) if at_end and known else None
+        swaps = at_end and known and may_swap_weights(trainer)
+        self._weights_before = self._finetuning.transitions.engine.whole_digests() if swaps else None
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
@@ -180,8 +179,14 @@ class Saver(pl.Callback):
         samples = done * self._options.batch_size * trainer.world_size
         position = Position(trainer.global_step, trainer.current_epoch, done, samples, validating=True)
         flag = torch.tensor([int(rank_guard.stop_requested())])
-        if bool(self._finetuning.transitions.control.min_max(flag)[1]):
-            self._stop(trainer, position)
+        transitions = self._finetuning.transitions
+        if not bool(transitions.control.min_max(flag)[1]):
+            return
+        swapped = self._weights_before is not None and self._weights_before != transitions.engine.whole_digests()
+        if bool(transitions.control.min_max(torch.tensor([int(swapped)]))[1]):
+            self._before_validation = None  # these are averages: the stop waits until the task has put its own back
+            return
+        self._stop(trainer, position)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What was taken is of the past."""
@@ -191,7 +196,11 @@ class Saver(pl.Callback):
         """Save the end of the run, from which more epochs can follow; wait until it is written."""
         self._wait_for_pending(trainer)
         position = Position(trainer.global_step, trainer.current_epoch, 0, 0)
-        if not self._options.cadence.never and position.step > self._written_step:
+        stop = find_early_stop(trainer, self._finetuning)
+        if stop is not None:
+            self.stopped_early = stop
+            self._report(trainer, {"event": "stopped_early", "step": position.step, **stop.to_json()}, str(stop))
+        if not self._options.cadence.never and (stop is not None or position.step > self._written_step):
             self._save(trainer, position, last=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -356,7 +365,7 @@ class Saver(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, row: Mapping[str, object], warning: str | None = None) -> None:
         if trainer.is_global_zero:
-            append_jsonl(self._folder.events_jsonl, {"time": time.time(), **row})
+            append_jsonl(self.folder.events_jsonl, {"time": time.time(), **row})
             if warning is not None:
                 tqdm.write(f"warning: {warning}")
 
@@ -369,13 +378,16 @@ class Saver(pl.Callback):
             self._options.setup,
             self._options.batch_size,
             self._options.accumulate,
+            self.stopped_early.to_json() if self.stopped_early is not None else None,
         )
         own = self._before_validation or self._own_state(trainer)
         return take_job(trainer.lightning_module, self._finetuning.transitions, position, told, self._parts, own)
 
     def _own_state(self, trainer: pl.Trainer) -> RankState:
         schedulers = self._finetuning.transitions.engine.schedulers
-        return take(trainer, [dict(scheduler.state_dict()) for scheduler in schedulers])
+        return take(
+            trainer, [dict(scheduler.state_dict()) for scheduler in schedulers], self._finetuning.transitions.control
+        )
 
 
 class EpochStart(pl.Callback):

@@ -44,6 +44,8 @@ class Told:
     """Samples per rank and micro batch."""
     accumulate: int
     """Micro batches per step."""
+    stopped_early: dict[str, object] | None = None
+    """How the task ended the run here, before its last epoch."""
 
 
 def take_job(
@@ -106,6 +108,7 @@ def take_job(
         told.metrics,
         tuple(buffers),
         keys_by_part,
+        stopped_early=told.stopped_early,
     )
     own = replace(own, buffers={name: one.detach().cpu().clone() for name, one in differing.items()})
     return Job(manifest, json.dumps(state.to_json()).encode(), slices, part, part_slices, own.to_bytes())

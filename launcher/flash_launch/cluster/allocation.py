@@ -12,6 +12,9 @@ _PORTS = 16000
 """Below 28000: systems give out ports from 32768 on to whoever asks for any."""
 
 
+_READ = ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_NODELIST", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS")
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Nodes that Slurm has given."""
@@ -59,6 +62,12 @@ def find_allocation(environment: Mapping[str, str]) -> Allocation | None:
         int(task) if task.isdigit() else None,
         _tasks_of_step(environment),
     )
+
+
+def left_behind(environment: Mapping[str, str]) -> str:
+    """What to do where the variables are of a job that this shell is not in: they outlive it in copied environments."""
+    names = [name for name in _READ if name in environment]
+    return f"if this shell is in no Slurm job, its variables were left behind: unset {' '.join(names)}"
 
 
 def _tasks_of_step(environment: Mapping[str, str]) -> int:

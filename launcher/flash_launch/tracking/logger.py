@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import os
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
+from tqdm.auto import tqdm
 
 from flash_launch.checkpoint.attempts import Attempt
 from flash_launch.config import RunConfig
@@ -33,9 +35,18 @@ _READY_SECONDS = 30.0
 class RunLogger(WandbLogger):
     """What `self.log` and `self.logger` of a task reach; it only hands on, and waits for nothing."""
 
-    def __init__(self, folder: RunFolder, recording: Recording | None) -> None:
-        """Over a recording; None: on other ranks, and where there is none."""
+    def __init__(
+        self, folder: RunFolder, recording: Recording | None, *, say: Callable[[str], None] | None = None
+    ) -> None:
+        """Over a recording.
+
+        Args:
+            folder: the run folder.
+            recording: None: on other ranks, and where there is none.
+            say: is given a sentence for each of W&B's methods that a task calls where there is no recording.
+        """
         super().__init__(save_dir=str(folder.path))
+        self._nothing = _Nothing(say)
         self._recording = recording
         self._position: Callable[[], int] = lambda: 0
 
@@ -62,7 +73,9 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Run:
         """W&B's run, which a task may want; an object that does nothing where there is none."""
         run = self._recording.run(_READY_SECONDS) if self._recording is not None else None
-        return _Shielded(run, self._recording.complain) if run is not None and self._recording else _Nothing()  # type: ignore[return-value]
+        if run is None or self._recording is None:
+            return self._nothing  # type: ignore[return-value]
+        return _Shielded(run, self._recording.complain, whole=True)  # type: ignore[return-value]
 
     def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         """Hand values on; they are recorded at the optimizer step, whatever Lightning counts."""
@@ -84,11 +97,16 @@ class _Shielded:
 
     _target: object
     _complain: Callable[[Exception], None]
+    _whole: bool
 
-    def __init__(self, target: object, complain: Callable[[Exception], None]) -> None:
-        self.__dict__.update(_target=target, _complain=complain)
+    def __init__(self, target: object, complain: Callable[[Exception], None], *, whole: bool = False) -> None:
+        """Over the run (`whole`), which a task may take for another logger's, or a part of it."""
+        self.__dict__.update(_target=target, _complain=complain, _whole=whole)
 
     def __getattr__(self, name: str) -> object:
+        if self._whole and not name.startswith("__") and not hasattr(self._target, name):
+            _say_once(f"note: self.logger.experiment is W&B's run, which has no {name}: nothing is recorded by it")
+            return _Nothing()
         found = self._try(lambda: getattr(self._target, name))
         return found if found is None or isinstance(found, (bool, int, float, str, bytes)) else self._part(found)
 
@@ -121,25 +139,53 @@ class _Shielded:
 
 
 class _Nothing:
-    """Takes every call and does nothing."""
+    """Takes every call and does nothing but say so, once for each method."""
+
+    _say: Callable[[str], None] | None
+    _path: str
+
+    def __init__(self, say: Callable[[str], None] | None = None, path: str = "self.logger.experiment") -> None:
+        self.__dict__.update(_say=say, _path=path)
 
     def __getattr__(self, name: str) -> _Nothing:
-        return self
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing(self._say, f"{self._path}.{name}")
+
+    def __setattr__(self, name: str, value: object) -> None: ...
 
     def __call__(self, *args: object, **kwargs: object) -> _Nothing:
-        return self
+        if self._say is not None:
+            self._say(f"note: the task calls {self._path}(), and --wandb is disabled: nothing is recorded by it")
+        return _Nothing()
 
     def __getitem__(self, key: object) -> _Nothing:
-        return self
+        return _Nothing()
 
     def __setitem__(self, key: object, value: object) -> None: ...
 
+    def __contains__(self, key: object) -> bool:
+        return False
 
-def start_tracking(config: RunConfig, folder: RunFolder, attempt: Attempt) -> RunLogger | None:
-    """Begin to record a run, as far as this rank does; None: it is not to be recorded."""
+    def __iter__(self) -> Iterator[object]:
+        return iter(())
+
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    tqdm.write(text)
+
+
+def start_tracking(config: RunConfig, folder: RunFolder, attempt: Attempt) -> RunLogger:
+    """Begin to record a run, as far as this rank does. Tasks and callbacks have a logger in any case."""
     mode = resolve_mode(config.wandb, os.environ)
     if mode == "disabled":
-        return None
+        return RunLogger(folder, None, say=_say_once if os.environ["RANK"] == "0" else None)
     if os.environ["RANK"] != "0":
         return RunLogger(folder, None)
     array = os.environ.get(ARRAY)

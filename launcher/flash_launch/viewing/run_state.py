@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from flash_launch.checkpoint.attempts import Attempt, launcher_runs
+from flash_launch.early_stop import EarlyStop
 from flash_launch.processes import process_began
 from flash_launch.viewing.json_fields import text
 from flash_launch.viewing.run_view import AttemptView, RunView
@@ -157,7 +158,8 @@ def attempt_end(attempt: AttemptView) -> str:
 def _ended(view: RunView, newest: AttemptView, resume: str) -> RunState:
     status, code = text(view.summary, "status"), newest.exit_code
     if status == "finished" and code in (0, None):
-        return RunState(State.FINISHED, "all epochs are done")
+        stop = EarlyStop.from_json(view.summary.get("stopped_early"))
+        return RunState(State.FINISHED, str(stop) if stop is not None else "all epochs are done")
     if code in (75, 0, None) and status == "stopped":
         saved = text(view.summary, "checkpoint")
         return RunState(State.STOPPED, f"it was asked to stop and saved {saved}" if saved else "it was stopped", resume)

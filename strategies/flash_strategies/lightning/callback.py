@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch.optim import Optimizer
 
 from flash_strategies.agreement import ControlGroup
+from flash_strategies.buffers import equalise
 from flash_strategies.checkpoint.engine_state import EngineState, Read, put_back, restore_schedulers
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
@@ -206,12 +207,17 @@ class FinetuningCallback(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All ranks evaluate with the same statistics."""
         if self._transitions is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._transitions.equalise_buffers()
+            self._equalise(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make buffers equal, and prove that ranks are equal and nothing frozen moved."""
-        self.transitions.equalise_buffers()
+        self._equalise(trainer)
         self.transitions.check()
+
+    def _equalise(self, trainer: pl.Trainer) -> None:
+        self.transitions.equalise_buffers()
+        for model in private.averaged_models(trainer):
+            equalise(model, self.transitions.control)
 
     def _report(self, trainer: pl.Trainer) -> None:
         """The line about a transition, when its first step is done and proved."""

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, WeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, deepspeed
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
@@ -105,6 +105,12 @@ def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int, validati
         # as if the first batch of the validation had been interrupted: it is run from its start
         evaluated = inner.val_loop.batch_progress.total
         evaluated.ready = evaluated.started = 1  # type: ignore[attr-defined]
+
+
+def averaged_models(trainer: pl.Trainer) -> list[torch.nn.Module]:
+    """The averages that Lightning's weight averaging callbacks hold of the task."""
+    callbacks = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
+    return [one._average_model.module for one in callbacks if one._average_model is not None]
 
 
 def batches_done(trainer: pl.Trainer) -> int:
@@ -256,10 +262,7 @@ class EpochValue:
 
 
 class _LocalResults(_ResultCollection):
-    """What `self.log` adds up on one rank. Epoch values are computed without other ranks: `reduce_logged` reduces them.
-
-    So ranks that log different keys do not wait for each other, also with `sync_dist=True`.
-    """
+    """What `self.log` adds up on one rank, without a wait for others; `reduce_logged` reduces it."""
 
     samples = 0
     """Of the epoch so far, on this rank."""
@@ -356,14 +359,10 @@ Reduce = Callable[[dict[str, EpochValue]], dict[str, tuple[tuple[str, ...], floa
 
 
 def reduce_logged(trainer: pl.Trainer, reduce: Reduce) -> None:
-    """From now on, what the task logs for an epoch is reduced over ranks before anything but hooks looks at it.
+    """From now on, from `on_train_start`, what the task logs for an epoch is reduced over ranks.
 
     That is when the batches of a validation or of an epoch are done, before callbacks that monitor a value, and when
     the hooks of the epoch's end have logged theirs: at the same points on all ranks, whatever they log.
-
-    Args:
-        trainer: in `on_train_start`.
-        reduce: see Reduce.
     """
     fit, connector = trainer.fit_loop, trainer._logger_connector
     training, validation = fit.epoch_loop, fit.epoch_loop.val_loop
