@@ -91,6 +91,7 @@ class Finetuner:
         for message in handover.messages:
             say(message)
         set_trainable(task, self.phases[0].selection.trainable)
+        self._users_frozen = handover.kept
         self._timeout = timeout
         self._model: nn.Module = task
         self._in_ddp = False
@@ -171,7 +172,7 @@ class Finetuner:
         return self._begin(holder)
 
     def _begin(self, engine: Engine) -> nn.Module:
-        self._transitions = Transitions(engine, ControlGroup(self._timeout))
+        self._transitions = Transitions(engine, ControlGroup(self._timeout), users_frozen=self._users_frozen)
         self._transitions.start(self.phases[0].phase.name)
         return self._model
 

@@ -48,12 +48,14 @@ class TransitionReport:
 class Transitions:
     """Makes transitions on an engine; every rank has one and calls it at the same points."""
 
-    def __init__(self, engine: Engine, control: ControlGroup) -> None:
+    def __init__(self, engine: Engine, control: ControlGroup, *, users_frozen: Collection[str] = ()) -> None:
         """Begin with the engine's present groups.
 
         Args:
             engine: how the ranks hold the model.
             control: for agreement and proof.
+            users_frozen: names of parameters that the user froze and may write to, as to a teacher that follows the
+                backbone by momentum: that is reported, and no fault.
         """
         self.engine = engine
         self.control = control
@@ -61,6 +63,7 @@ class Transitions:
         self.phase = ""
         self.fingerprint = ""
         self._frozen: dict[str, int] = {}
+        self._users = frozenset(users_frozen)
         self._pending: FirstStep | None = None
         self._buffers = FrozenBuffers(engine.task)
         self._said: set[str] = set()
@@ -70,9 +73,10 @@ class Transitions:
         """Names of the parameters that train now."""
         return tuple(name for cohort in self.engine.cohorts for name in cohort.names)
 
-    @property
     def frozen(self) -> Mapping[str, int]:
-        """Digest of each frozen parameter, since the phase began."""
+        """Digest of each frozen parameter as it is now; to be read on all ranks at once."""
+        if users := [name for name in self._frozen if name in self._users]:
+            self._prove_frozen({**self._frozen, **self.prove_equal(users)})
         return self._frozen
 
     @property
@@ -123,7 +127,8 @@ class Transitions:
         fingerprint = self.control.agree(plan)
         bytes_before = engine.state_bytes()
         # what is frozen has its digest since the phase began
-        digests = {**self._frozen, **self.prove_equal([n for n in engine.parameters if n not in self._frozen])}
+        known = self.frozen()
+        digests = {**known, **self.prove_equal([n for n in engine.parameters if n not in known])}
         self._release_watch()
         engine.rebuild(plan)
         self.number += 1
@@ -249,7 +254,13 @@ class Transitions:
         self._frozen = {name: digest for name, digest in digests.items() if name not in live}
 
     def _prove_frozen(self, digests: Mapping[str, int]) -> None:
-        if moved := [name for name, digest in self._frozen.items() if digests[name] != digest]:
+        moved = [name for name, digest in self._frozen.items() if digests[name] != digest]
+        if users := [name for name in moved if name in self._users]:
+            self._frozen.update({name: digests[name] for name in users})
+            if fresh := [name for name in users if name not in self._said]:
+                self._said |= set(fresh)
+                say(f"the task itself writes to {named(fresh)}, frozen from the start: equal on all ranks")
+        if moved := [name for name in moved if name not in self._users]:
             raise ProofError(
                 f"{named(moved)} moved while frozen; stopped. Something outside of the optimizer writes to it"
             )

@@ -71,7 +71,7 @@ def take_job(
     state = take_out(transitions)
     equal, differing = _compared(persistent_buffers(task), control)
     frozen = {
-        f"{WEIGHT}/{name}": _typed(engine.parameters[name], digest) for name, digest in transitions.frozen.items()
+        f"{WEIGHT}/{name}": _typed(engine.parameters[name], digest) for name, digest in transitions.frozen().items()
     }
     buffers = {f"{BUFFER}/{name}": _typed(one, int(slice_digest(one))) for name, one in equal.items()}
     where = _stored({**frozen, **buffers}, parts)

@@ -44,6 +44,8 @@ class FinetuningCallback(pl.Callback):
         private.check_version()
         self.timeout = timeout
         self.listeners: list[Listener] = []
+        self.users_frozen: frozenset[str] = frozenset()
+        """Set by `prepare`: names of what required no gradient when the task was handed over, and stays frozen."""
         self._transitions: Transitions | None = None
         self._steps_seen = 0
         self._unsaid: TransitionReport | None = None
@@ -119,7 +121,7 @@ class FinetuningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Agree on the first phase and prove that the ranks begin equal."""
         engine = _engine(trainer, pl_module)
-        self._transitions = Transitions(engine, ControlGroup(self.timeout))
+        self._transitions = Transitions(engine, ControlGroup(self.timeout), users_frozen=self.users_frozen)
         self._steps_seen = trainer.global_step
         report = self._transitions.start(self.first_phase)
         saved, self._saved, self._epoch = self._saved, None, trainer.current_epoch
@@ -261,6 +263,7 @@ class ScheduledFinetuning(FinetuningCallback):
         epochs = trainer.max_epochs if known else None
         strategy = self.spec.strategy
         handover = find_handover(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
+        self.users_frozen = frozenset(handover.kept)
         self.phases = resolve_phases(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
         for message in handover.messages:
             say(message)

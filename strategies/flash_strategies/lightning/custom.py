@@ -43,7 +43,6 @@ class FlashBaseFinetuning(FinetuningCallback):
         self._task: pl.LightningModule | None = None
         self._optimizer: Optimizer | None = None
         self._trainable: set[str] = set()
-        self._kept: set[str] = set()
         self._asleep: set[str] = set()
         self._rates: dict[str, float] = {}
 
@@ -100,10 +99,10 @@ class FlashBaseFinetuning(FinetuningCallback):
                 continue
             meant |= self._names(module)
             self._asleep.discard(self._module_name(module))
-        if meant and meant <= self._kept:
+        if meant and meant <= self.users_frozen:
             say(Handover(named=tuple(sorted(meant))).messages[0])
-            self._kept -= meant
-        fresh = meant - self._kept - self._trainable
+            self.users_frozen -= meant
+        fresh = meant - self.users_frozen - self._trainable
         self._trainable |= fresh
         return fresh
 
@@ -131,8 +130,8 @@ class FlashBaseFinetuning(FinetuningCallback):
         handover = handed_over(task, ())
         for message in handover.messages:
             say(message)
-        self._kept = set(handover.kept)
-        self._trainable = {name for name, p in task.named_parameters() if may_train(p)} - self._kept
+        self.users_frozen = frozenset(handover.kept)
+        self._trainable = {name for name, p in task.named_parameters() if may_train(p)} - self.users_frozen
         self._asleep, self._rates = set(), {}
         self.freeze_before_training(task)
         set_trainable(task, self._trainable)
