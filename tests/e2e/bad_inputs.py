@@ -440,11 +440,6 @@ AT_ONCE: tuple[Row, ...] = (
     ),
     Row(
         "--config run.yaml",
-        "run.yaml: strategy was given ['freeze_unfreeze', 7]: it must be a text",
-        {"run.yaml": "strategy: [freeze_unfreeze, 7]"},
-    ),
-    Row(
-        "--config run.yaml",
         "run.yaml: unknown key 'unfreeze_epoc': did you mean unfreeze_epoch?",
         {"run.yaml": "unfreeze_epoc: 7"},
     ),

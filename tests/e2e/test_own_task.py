@@ -89,10 +89,10 @@ def test_a_task_with_its_own_optimizer_schedule_and_loaders(here: Path) -> None:
     assert "MyTask configures its own optimizer: --lr is not used" in answer.out
     assert phases(folder) == phases(folder, "plan.json")
     assert phases(folder) == [("frozen", 0, HEAD, BODY), ("unfrozen", 2, HEAD + BODY, 0)]
-    # 64 samples in batches of 8 on two ranks are 4 steps an epoch. The body comes back as a group of its own behind
-    # the top's, in the middle of its one cycle.
+    # 64 samples in batches of 8 on two ranks are 4 steps an epoch. The body comes back as a group of its own before
+    # the top's, as the optimizer was built, in the middle of its one cycle.
     expected = one_cycle(here, 16)
-    rates = [[top] for _, top in expected[:8]] + [[top, body] for body, top in expected[8:]]
+    rates = [[top] for _, top in expected[:8]] + [[body, top] for body, top in expected[8:]]
     for row, wanted in zip(steps(folder), rates, strict=True):
         assert row["lr"] == pytest.approx(wanted), row["step"]
     summary = json.loads((folder / "summary.json").read_text())

@@ -51,12 +51,14 @@ def saved_by_hooks(trainer: pl.Trainer, control: ControlGroup) -> Values:
     for one in savers:
         one.on_save_checkpoint(trainer, task, values)
     task.on_save_checkpoint(values)
-    names = {_place(tensor): name for name, tensor in weights.items() if tensor.numel()}
+    places = {_place(tensor): name for name, tensor in weights.items() if tensor.numel()}
+    # at ZeRO-3 a weight is empty here, and only known as the same object
+    same = {id(tensor): name for name, tensor in weights.items()}
 
     def stored(one: object) -> object:
         if not isinstance(one, Tensor):
             return one
-        name = names.get(_place(one))
+        name = same.get(id(one)) or places.get(_place(one))
         return one.detach() if name is None else (_WEIGHT, name)
 
     packed = _mapped(values, stored)

@@ -132,11 +132,13 @@ class Saver(pl.Callback):
         position = Position(trainer.global_step, epoch, 0, 0)
         if position.step == 0:
             return
-        best = self._options.keeping.best is not None  # else the best epoch may have none
+        cadence = self._options.cadence
+        due = cadence.at_epoch(epoch) or cadence.after_steps(position.step - self._tried_step)
+        due |= self._options.keeping.best is not None  # else the best epoch may have none
         assert self._lookout is not None
         self._asked_about = self._pending
         found = self._lookout.now(position.step, self._reasons(position.step))
-        self._act(trainer, position, found, due=self._options.cadence.at_epoch(epoch) or best)
+        self._act(trainer, position, found, due=due)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the phase that trains now."""
@@ -178,9 +180,8 @@ class Saver(pl.Callback):
         done = private.batches_done(trainer)
         samples = done * self._options.batch_size * trainer.world_size
         position = Position(trainer.global_step, trainer.current_epoch, done, samples, validating=True)
-        flag = torch.tensor([int(rank_guard.stop_requested())])
         transitions = self._finetuning.transitions
-        if not bool(transitions.control.min_max(flag)[1]):
+        if not bool(transitions.control.min_max(torch.tensor([int(rank_guard.stop_requested())]))[1]):
             return
         swapped = self._weights_before is not None and self._weights_before != transitions.engine.whole_digests()
         if bool(transitions.control.min_max(torch.tensor([int(swapped)]))[1]):
@@ -322,7 +323,7 @@ class Saver(pl.Callback):
         row = {"step": position.step, "epoch": position.epoch, "writing": self._pending.position.step}
         self._report(
             trainer,
-            {"event": "checkpoint_skipped", **row},
+            row | {"event": "checkpoint_skipped"},
             f"no checkpoint at step {position.step}: the one of step {row['writing']} is still being written; the disk "
             "is slower than --checkpoint-every asks for. The run goes on",
         )
