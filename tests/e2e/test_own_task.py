@@ -165,7 +165,8 @@ def test_a_strategy_of_another_package_by_entry_point(tmp_path: Path) -> None:
     assert answer.code == 0, answer.err
     lines = answer.out.splitlines()
     assert lines[0] == "late_deepspeed on zero2, 2 ranks, 8 epochs"
-    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 0: frozen", "epoch 3: unfrozen"]
+    assert lines[1].startswith("data: ")
+    assert [line.split("  ")[0] for line in lines[2:4]] == ["epoch 0: frozen", "epoch 3: unfrozen"]
 
     wrong = flash_launch(tmp_path, *["plan", "--strategy", "late", "--strategy-args.epok", "3"], python_path=installed)
     assert wrong.code == 2

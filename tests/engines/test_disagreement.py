@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test of a suite waits for all
 DIFFERENCES = {
     "phase": "plan.phase is 'unfrozen' here and 'another' there",
     "names": "plan.groups[1].names[0] is 'c.weight' here and 'b.weight' there",
-    "lr": "plan.groups[1].options.initial_lr is ",  # what the schedule starts from follows from the rate
+    "lr": "plan.groups[1].options.lr is ",
     "step": "plan.step is 2 here and 3 there",
 }
 
