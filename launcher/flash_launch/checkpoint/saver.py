@@ -128,12 +128,11 @@ class Saver(pl.Callback):
 
     def at_epoch_start(self, trainer: pl.Trainer) -> None:
         """At the start of an epoch, before its transition."""
-        epoch = trainer.current_epoch
-        position = Position(trainer.global_step, epoch, 0, 0)
+        position = Position(trainer.global_step, trainer.current_epoch, 0, 0)
         if position.step == 0:
             return
         cadence = self._options.cadence
-        due = cadence.at_epoch(epoch) or cadence.after_steps(position.step - self._tried_step)
+        due = cadence.at_epoch(position.epoch) or cadence.after_steps(position.step - self._tried_step)
         due |= self._options.keeping.best is not None  # else the best epoch may have none
         assert self._lookout is not None
         self._asked_about = self._pending
@@ -321,12 +320,11 @@ class Saver(pl.Callback):
     def _skip(self, trainer: pl.Trainer, position: Position) -> None:
         assert self._pending is not None
         row = {"step": position.step, "epoch": position.epoch, "writing": self._pending.position.step}
-        self._report(
-            trainer,
-            row | {"event": "checkpoint_skipped"},
+        text = (
             f"no checkpoint at step {position.step}: the one of step {row['writing']} is still being written; the disk "
-            "is slower than --checkpoint-every asks for. The run goes on",
+            "is slower than --checkpoint-every asks for. The run goes on"
         )
+        self._report(trainer, {"event": "checkpoint_skipped", **row}, text)
 
     def _finish(self, trainer: pl.Trainer, pending: Writer, outcome: Outcome) -> None:
         """Report what all ranks have written; where that failed, it is no reason to stop training.
