@@ -43,11 +43,10 @@ def test_digests_that_differ_make_a_failed_run(
     transitions = Transitions(DDPEngine(task, torch.optim.SGD(task.parameters())), Ranks(others))  # type: ignore[arg-type]
     folder = RunFolder(tmp_path)
     arguments = (
-        SimpleNamespace(task=task),
+        SimpleNamespace(task=task, finetuning=SimpleNamespace(transitions=transitions)),
         SimpleNamespace(is_global_zero=True, world_size=2, global_step=7, current_epoch=1, lightning_module=task),
-        SimpleNamespace(transitions=transitions),
         SimpleNamespace(metrics={}, phases=[]),
-        folder,
+        SimpleNamespace(folder=folder, stopped_early=None),
     )
     if others is None:
         worker._finish(*arguments)  # type: ignore[arg-type]
