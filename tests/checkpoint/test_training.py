@@ -56,9 +56,10 @@ def test_one_ranks_stop_is_all_ranks_at_the_same_step(suites: Suites, case: Case
 
 @case("fence")
 def test_a_newer_attempt_ends_training_on_all_ranks(suites: Suites, case: Case) -> None:
-    for raised, _ in suites.result(SUITE, 2, case.name):
+    for raised, late in suites.result(SUITE, 2, case.name):
         assert raised is not None, "an attempt that was superseded has trained to its end"
         assert "attempt 1 of this run was superseded by attempt 2" in raised
+        assert not late, "it was noticed at the end of training only"
 
 
 @case("slow")
