@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Sequence
 
 import pytorch_lightning as pl
@@ -104,8 +103,8 @@ def first_trainable(finetuning: FinetuningCallback, config: RunConfig, task: pl.
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    reporting.LOGGER.setLevel(logging.WARNING)  # what it finds frozen is among the notes
-    with users_code(f"--strategy {config.strategy} cannot freeze {type(task).__name__}"):
+    # what it finds frozen is among the notes
+    with reporting.silenced(), users_code(f"--strategy {config.strategy} cannot freeze {type(task).__name__}"):
         finetuning.prepare(trainer, task)
     trainable = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
     if not trainable:

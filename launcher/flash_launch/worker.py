@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -53,7 +52,6 @@ def main() -> None:
     folder = RunFolder(Path(sys.argv[1]).absolute())
     config = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
     show_library_warnings(int(os.environ["RANK"]))
-    reporting.LOGGER.setLevel(logging.WARNING)  # the recorder and the preflight say it
     if not uses_cuda(config):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one and says that it found none
     if "OMP_NUM_THREADS" in os.environ:
@@ -61,7 +59,8 @@ def main() -> None:
     attempt = next(one for one in read_attempts(folder.attempts) if one.number == int(os.environ[ATTEMPT]))
     logger = start_tracking(config, folder, attempt)
     try:
-        _run(config, folder, attempt, logger)
+        with reporting.silenced():  # the recorder and the preflight say it
+            _run(config, folder, attempt, logger)
     finally:
         logger.close()
 

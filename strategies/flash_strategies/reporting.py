@@ -1,10 +1,12 @@
-"""What a fit reports on rank 0: what was frozen at the start, and a line for each transition."""
+"""What a fit reports on rank 0: what was frozen at the start, each transition, and what it finds on the way."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -14,20 +16,34 @@ if TYPE_CHECKING:
     from flash_strategies.transition import TransitionReport
 
 LOGGER = logging.getLogger("flash_strategies.report")
-"""Takes all lines, at level INFO."""
+"""Takes what was frozen and the transitions, at level INFO; whoever reports these by other means silences it."""
+
+NOTES = logging.getLogger("flash_strategies.notes")
+"""Takes all else, at level INFO."""
 
 _PACKAGE = logging.getLogger("flash_strategies")
 if _PACKAGE.level == logging.NOTSET:  # as Lightning does with its own
     _PACKAGE.setLevel(logging.INFO)
 
 
-def say(line: str) -> None:
+def say(line: str, logger: logging.Logger = LOGGER) -> None:
     """Log a line on rank 0; where nobody has set up logging, it appears on stderr."""
-    if on_rank_zero() and LOGGER.isEnabledFor(logging.INFO):
-        if LOGGER.hasHandlers():
-            LOGGER.info(line)
+    if on_rank_zero() and logger.isEnabledFor(logging.INFO):
+        if logger.hasHandlers():
+            logger.info(line)
         else:
             print(line, file=sys.stderr)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep back what was frozen and the transitions, but not the notes."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
 
 
 def on_rank_zero() -> bool:

@@ -14,7 +14,7 @@ from flash_strategies.errors import ProofError
 from flash_strategies.first_step import FirstStep
 from flash_strategies.frozen_buffers import FrozenBuffers
 from flash_strategies.proof import named, prove_equal
-from flash_strategies.reporting import say
+from flash_strategies.reporting import NOTES, say
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,8 @@ class Transitions:
             made = {"mean": "their mean", "max": "the largest", "min": "the smallest", "rank0": "rank 0's"}[way]
             say(
                 f"{names} differed between ranks {when}: all ranks have {made} now. The task's buffer_reduction can "
-                "say otherwise"
+                "say otherwise",
+                NOTES,
             )
 
     def _remember_frozen(self, digests: Mapping[str, int]) -> None:
@@ -259,7 +260,7 @@ class Transitions:
             self._frozen.update({name: digests[name] for name in users})
             if fresh := [name for name in users if name not in self._said]:
                 self._said |= set(fresh)
-                say(f"the task itself writes to {named(fresh)}, frozen from the start: equal on all ranks")
+                say(f"the task itself writes to {named(fresh)}, frozen from the start: equal on all ranks", NOTES)
         if moved := [name for name in moved if name not in self._users]:
             raise ProofError(
                 f"{named(moved)} moved while frozen; stopped. Something outside of the optimizer writes to it"

@@ -253,3 +253,14 @@ def test_what_is_reported_is_seen_without_logging_set_up(
             bare.setattr(logging.Logger, "hasHandlers", lambda self: False)
             reporting.say("once")
         assert capsys.readouterr().err == seen
+
+
+def test_what_another_reports_is_silenced_but_no_note(caplog: pytest.LogCaptureFixture) -> None:
+    from flash_strategies import reporting
+
+    with caplog.at_level(logging.INFO, "flash_strategies"):
+        with reporting.silenced():
+            reporting.say("a transition")
+            reporting.say("a buffer differed", reporting.NOTES)
+        reporting.say("another transition")
+    assert caplog.messages == ["a buffer differed", "another transition"]

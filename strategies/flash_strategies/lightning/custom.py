@@ -14,7 +14,7 @@ from flash_strategies.checkpoint.engine_state import EngineState, Read
 from flash_strategies.errors import ModulesToFreezeError
 from flash_strategies.handover import Handover, handed_over, set_trainable
 from flash_strategies.lightning.callback import FinetuningCallback
-from flash_strategies.reporting import say
+from flash_strategies.reporting import NOTES, say
 from flash_strategies.selection import may_train
 
 Modules = nn.Module | Iterable["Modules"]
@@ -100,7 +100,7 @@ class FlashBaseFinetuning(FinetuningCallback):
             meant |= self._names(module)
             self._asleep.discard(self._module_name(module))
         if meant and meant <= self.users_frozen:
-            say(Handover(named=tuple(sorted(meant))).messages[0])
+            say(Handover(named=tuple(sorted(meant))).messages[0], NOTES)
             self.users_frozen -= meant
         fresh = meant - self.users_frozen - self._trainable
         self._trainable |= fresh
