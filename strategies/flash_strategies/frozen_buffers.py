@@ -69,7 +69,8 @@ class _Copying:
         self._decided = False
         self._originals: list[dict[str, torch.Tensor | None]] = []
         self._handles: list[RemovableHandle] = [
-            module.register_forward_pre_hook(self._lend),
+            # before the module's own hooks, of which one may write to them (torch.nn.utils.spectral_norm)
+            module.register_forward_pre_hook(self._lend, prepend=True),
             module.register_forward_hook(self._take_back, always_call=True),
         ]
 

@@ -76,6 +76,16 @@ def check_parameters(task: nn.Module, holding: Holding) -> tuple[str, ...]:
     return tuple(_dense_layout(parameters, holding))
 
 
+def check_initialised(task: nn.Module) -> None:
+    """Refuse parameters without a shape; before anything is frozen, which torch cannot do to them.
+
+    Raises:
+        ParameterError: names the parameter.
+    """
+    tensors = {**dict(task.named_parameters()), **dict(task.named_buffers())}
+    _refuse(_uninitialised(name, tensor, Holding()) for name, tensor in tensors.items())
+
+
 def averaged_copy(task: nn.Module) -> str | None:
     """What is a copy to be averaged into: a module that is not trained and equals one that is; None if there is none.
 
@@ -93,13 +103,19 @@ def averaged_copy(task: nn.Module) -> str | None:
     for same in alike.values():
         trained = [one for one in same if any(p.requires_grad for p in one[1].parameters())]
         for name, copy in same:
-            if any(p.requires_grad for p in copy.parameters()):
+            parent = task.get_submodule(name.rpartition(".")[0])
+            if any(p.requires_grad for p in copy.parameters()) or _keeps_originals(parent):
                 continue
             for original, module in trained:
                 pairs = zip(copy.parameters(), module.parameters(), strict=True)
                 if all(left is not right and torch.equal(left, right) for left, right in pairs):
                     return f"{name}, a copy of {original} that is not trained,"
     return None
+
+
+def _keeps_originals(module: nn.Module) -> bool:
+    """Whether a module keeps what it replaced beside its copy, and writes to neither: PEFT's modules_to_save."""
+    return type(module).__module__.partition(".")[0] == "peft"
 
 
 def check_copies(copy: str | None, holding: Holding) -> None:

@@ -47,7 +47,7 @@ from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.handover import set_trainable
-from flash_strategies.parameter_checks import Holding, averaged_copy, check_copies, check_parameters
+from flash_strategies.parameter_checks import Holding, averaged_copy, check_copies, check_initialised, check_parameters
 from flash_strategies.phases import find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say
@@ -83,6 +83,7 @@ class Finetuner:
             FlashLaunchError: the strategy is none, or does not fit the task or the run; the task is wrapped already.
         """
         refuse_wrapped(task, "give the module inside of it (its `.module`), and leave the wrapping to ddp()")
+        check_initialised(task)
         self.task = task
         self._copy = averaged_copy(task)
         parsed = parse_strategy(strategy).strategy

@@ -46,6 +46,10 @@ class _Replacement:
     def inside(self, scheduler: object) -> bool:
         """Replace the optimizer in an object's attributes; whether the object holds it, or its groups."""
         self._in_dict(getattr(scheduler, "__dict__", {}))
+        for name in _slots(scheduler):
+            value = getattr(scheduler, name)
+            if (other := self._instead_of(value)) is not value:
+                setattr(scheduler, name, other)
         return self.found
 
     def _in_dict(self, held: dict[object, object]) -> None:
@@ -85,4 +89,11 @@ class _Replacement:
 
 def _is_scheduler(value: object) -> bool:
     parts = all(callable(getattr(value, name, None)) for name in ("step", "state_dict"))
-    return parts and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type))
+    return parts and not isinstance(value, (nn.Module, type))
+
+
+def _slots(scheduler: object) -> list[str]:
+    """Attributes that a class keeps in `__slots__`, those that are set."""
+    slots = [getattr(kind, "__slots__", ()) for kind in type(scheduler).__mro__]
+    names = [name for one in slots for name in ((one,) if isinstance(one, str) else one)]
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(scheduler, name)]

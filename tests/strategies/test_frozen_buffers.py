@@ -153,3 +153,17 @@ def test_an_unknown_reduction_is_refused(given: object) -> None:
     task.buffer_reduction = given
     with pytest.raises(StrategyValueError, match=r"Task.buffer_reduction is .*'mean', 'max', 'min', 'rank0'"):
         equalise(task, ControlGroup())
+
+
+def test_buffers_that_a_modules_own_hook_writes_to_stand_still() -> None:
+    task = Task()
+    task.backbone[0] = nn.utils.spectral_norm(nn.Linear(3, 3))
+    held = FrozenBuffers(task)
+    held.hold(["backbone.0"])
+    before = buffers(task)
+    task(torch.randn(4, 3))
+    assert not moved(task, before) & {"backbone.0.weight_u", "backbone.0.weight_v"}
+    assert held.moved() == []
+    held.hold([])
+    task(torch.randn(4, 3))
+    assert {"backbone.0.weight_u", "backbone.0.weight_v"} <= moved(task, before)

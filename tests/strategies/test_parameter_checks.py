@@ -138,3 +138,8 @@ def test_every_door_looks() -> None:
     with pytest.raises(ParameterError, match="complex128"):
         Finetuner(broken).ddp(torch.optim.SGD(broken.parameters(), lr=0.1))
     Finetuner(module).ddp(optimizer)
+
+
+def test_a_lazy_module_is_named_before_anything_is_frozen() -> None:
+    with pytest.raises(ParameterError, match=r"backbone\.1\.weight has no shape yet"):
+        Finetuner(task(nn.LazyLinear(4)), ("freeze_unfreeze", 1), max_epochs=2)

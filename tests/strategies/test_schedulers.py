@@ -63,11 +63,22 @@ class Holding:
         return {}
 
 
+class Slotted(Holding):
+    """Without a `__dict__` of its own where it holds the optimizer."""
+
+    __slots__ = ("place",)
+
+    def __init__(self, place: Optimizer) -> None:
+        super().__init__(None, lambda kept: self.place.param_groups)
+        self.place = place
+
+
 PLACES: dict[str, Callable[[Optimizer], Holding]] = {
     "another name": lambda o: Holding(o, lambda kept: kept.param_groups),
     "a list": lambda o: Holding([None, o], lambda kept: kept[1].param_groups),
     "a tuple in a dict": lambda o: Holding({"a": (1, o)}, lambda kept: kept["a"][1].param_groups),
     "a weak reference": lambda o: Holding(weakref.ref(o), lambda kept: kept().param_groups),
+    "a slot": Slotted,
     "its groups": lambda o: Holding(o.param_groups, lambda kept: kept),
     "each group": lambda o: Holding(list(o.param_groups), lambda kept: kept),
     "another scheduler": lambda o: Holding(

@@ -23,6 +23,7 @@ from flash_strategies.handover import set_trainable
 from flash_strategies.lightning import private
 from flash_strategies.lightning.checkpoint import SavedFit, add_fit, taken_from
 from flash_strategies.lightning.strategies import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
+from flash_strategies.parameter_checks import check_initialised
 from flash_strategies.phases import ResolvedPhase, find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say, transition_line
@@ -90,6 +91,7 @@ class FinetuningCallback(pl.Callback):
         Raises:
             StrategyValueError: there is more than one finetuning callback.
             TransitionError: the task holds a wrapper, such as DistributedDataParallel.
+            ParameterError: a parameter has no shape yet.
         """
         if stage != "fit":
             return
@@ -99,6 +101,7 @@ class FinetuningCallback(pl.Callback):
             names = ", ".join(type(callback).__name__ for callback in others)
             raise StrategyValueError(f"{len(others)} finetuning callbacks are given ({names}); a run has one strategy")
         self._saved = self._unsaid = None
+        check_initialised(pl_module)
         self.prepare(trainer, pl_module)
 
     def on_save_checkpoint(
