@@ -103,6 +103,11 @@ def test_what_tools_leave_behind_is_no_class(tmp_path: Path) -> None:
         (("train", "val"), r"train has no classes"),
         (("Train", "Test"), r"Train has no classes"),
         (("only",), r"1 class \(only\), 1 image to train on, 1 to validate on: a classifier needs two"),
+        (("fold1/a", "fold1/b", "fold2/b", "fold2/c", "fold3/c", "fold3/a"), r"have the same folders inside"),
+        (("x/a", "x/b", "x/c", "y/b", "y/c", "y/d"), r"x, y in .* have much the same folders inside \(a, b, c\)"),
+        (("images/train", "images/val", "masks"), r"images has splits inside \(train, val\), and .* \(masks\): give"),
+        (("seg_train/a/x", "seg_test/b/y", "seg_pred"), r"seg_test, seg_train in .* are called as splits are"),
+        (("train_cat", "train_dog", "test_cat", "test_dog"), r"are called as splits are: are they splits, or classes"),
         (("train/only", "val/only"), r"1 class \(only\), 2 images to train on, 2 to validate on: a classifier"),
     ],
 )
@@ -120,3 +125,28 @@ def test_classes_with_folders_inside_are_classes(tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
     data = build(layout(tmp_path / "vehicles", "bus", "train", "test"))
     assert data.class_names == ("bus", "test", "train")
+
+
+def test_what_is_in_no_class_and_what_may_be_a_class_is_reported(tmp_path: Path) -> None:
+    data = build(layout(tmp_path, "", "animals/cat", "animals/dog", "plants/rose", "plants/images"))
+    assert data.class_names == ("animals", "plants")
+    assert data.notes == [
+        f"images of no class, beside the folders in {tmp_path}, are passed over: 2",
+        "folders inside a class belong to it: animals (cat, dog), plants (rose)",
+    ]
+
+
+def test_a_link_to_a_folder_that_holds_it_is_not_walked_into(tmp_path: Path) -> None:
+    layout(tmp_path / "data", "cat", "dog")
+    layout(tmp_path, "elsewhere")
+    (tmp_path / "data" / "cat" / "all").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "cat" / "self").symlink_to(tmp_path / "data" / "cat")
+    (tmp_path / "data" / "owl").symlink_to(tmp_path / "elsewhere")
+    data = build(tmp_path / "data")
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.train_size + data.val_size == 6
+
+
+def test_classes_whose_names_differ_little_are_reported(tmp_path: Path) -> None:
+    data = build(layout(tmp_path, "Cat", "cat", "01", "1", "10"))
+    assert data.notes == ["classes whose names differ little are classes of their own: '01', '1', 'Cat', 'cat'"]

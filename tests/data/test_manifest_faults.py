@@ -60,3 +60,11 @@ def test_other_separators_are_read_and_reported(tmp_path: Path, separator: str, 
 def test_what_cannot_be_read_is_refused_with_its_line(tmp_path: Path, content: bytes | str, told: str) -> None:
     with pytest.raises(DataError, match=told):
         build(tmp_path, content)
+
+
+def test_columns_are_known_in_any_case_and_unused_ones_are_reported(tmp_path: Path) -> None:
+    lines = ("Path,LABEL,Split,fold", "a.png,x,train,1", "b.png,y,train,1", "c.png,x,val,2", "d.png,y,val,2")
+    data = build(tmp_path, "\n".join(lines))
+    assert [path.name for path in data._train.paths] == ["a.png", "b.png"]
+    assert [path.name for path in data._val.paths] == ["c.png", "d.png"]
+    assert data.notes == [f"columns of {tmp_path / 'list.csv'} that are not used: fold"]

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flash_launch.data.folder_splits import LEFT_BY_TOOLS, Splits, kind_of_split, splits_in
+from flash_launch.data.folder_splits import LEFT_BY_TOOLS, Splits, called_as_splits, kind_of_split, splits_in
 from flash_launch.data.images import ImageData, LabelledImages, split_by_class
 from flash_launch.errors import DataError
 
@@ -29,6 +29,9 @@ class _Found:
 
     others: Counter[str] = field(default_factory=Counter)
     """Files that are not images, by their ending."""
+
+    inner: dict[str, list[str]] = field(default_factory=dict)
+    """Folders inside a class that may be classes themselves, by the name of the class."""
 
 
 def image_folder(
@@ -62,7 +65,7 @@ def image_folder(
         names, train, val = _split_images(splits, found)
     else:
         _check_no_splits(folder, top)
-        names = _class_names(folder)
+        names = _class_names(folder, found)
         train, val = split_by_class(_images(folder, names, names, found), val_fraction, seed)
     data = ImageData(
         train,
@@ -77,6 +80,9 @@ def image_folder(
     if found.others:
         endings = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in found.others.most_common(5))
         found.notes.append(f"files that are not images by their ending are passed over: {endings}")
+    if found.inner:
+        inner = [f"{name} ({_listed(names)})" for name, names in found.inner.items()]
+        found.notes.append(f"folders inside a class belong to it: {_listed(inner)}")
     data.notes += found.notes
     return data
 
@@ -84,7 +90,7 @@ def image_folder(
 def _split_images(splits: Splits, found: _Found) -> tuple[list[str], LabelledImages, LabelledImages]:
     train, val = (_descended(split, found, inside_split=True) for split in (splits.train, splits.val))
     found.notes += splits.notes
-    names, val_names = _class_names(train), _class_names(val)
+    names, val_names = _class_names(train, found), _class_names(val, found)
     unknown = sorted(set(val_names) - set(names))
     if unknown:
         raise DataError(f"{val / unknown[0]} is a class that {train} does not have; it has {_listed(names)}")
@@ -104,17 +110,36 @@ def _descended(folder: Path, found: _Found, *, inside_split: bool = False) -> Pa
 
 
 def _check_no_splits(folder: Path, top: list[str]) -> None:
-    """Ask about folders that all have the same folders inside: these may be splits, or classes."""
-    inside = [{name.lower() for name in _folders(folder / name)} - _INNER for name in top]
-    if len(top) < 2 or not all(inside) or any(_has_images(folder / name) for name in top):
-        return
-    most = max(inside, key=len)
-    if all(names <= most for names in inside):
-        raise DataError(
-            f"{_listed(top)} in {folder} have the same folders inside ({_listed(sorted(most))}): are they splits, or "
-            "classes? If splits, call the one to train on train and the one to validate on val; if classes, move the "
-            "images up into them, or list them in a CSV file with the columns path,label"
-        )
+    """Ask about folders that may be splits, or classes: most folders inside have the same names, or are splits."""
+    inside = {name: [inner for inner in _folders(folder / name) if inner.lower() not in _INNER] for name in top}
+    if len(top) > 1 and all(inside.values()) and not any(_has_images(folder / name) for name in top):
+        most = max(inside.values(), key=len)
+        names = Counter(inner for of_one in inside.values() for inner in {inner.lower() for inner in of_one})
+        common = sum(1 for count in names.values() if count > 1)
+        if 2 * common >= len(names) or len(names) == len({inner.lower() for inner in most}):
+            raise _splits_or_classes(
+                folder,
+                top,
+                f"have {'the same' if common == len(names) else 'much the same'} folders inside "
+                f"({_listed(sorted(most, key=str.lower))})",
+            )
+    for name, inner in inside.items():
+        kinds = {kind_of_split(each) for each in inner} - {None}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{folder / name} has splits inside ({_listed(inner)}), and {folder} has other folders beside it "
+                f"({_listed([other for other in top if other != name])}): give {folder / name} to train on that"
+            )
+    if alike := called_as_splits(top):
+        raise _splits_or_classes(folder, alike, "are called as splits are")
+
+
+def _splits_or_classes(folder: Path, names: list[str], why: str) -> DataError:
+    return DataError(
+        f"{_listed(names)} in {folder} {why}: are they splits, or classes? If splits, call the one to train on train "
+        "and the one to validate on val; if classes, move the images up into them, or list them in a CSV file with "
+        "the columns path,label"
+    )
 
 
 def _has_images(folder: Path) -> bool:
@@ -135,10 +160,14 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and _is_content(entry.name))
 
 
-def _class_names(folder: Path) -> list[str]:
+def _class_names(folder: Path, found: _Found) -> list[str]:
     names = _folders(folder)
     if not names:
         raise DataError(f"{folder} has no classes: it needs a folder of images for each class")
+    with os.scandir(folder) as entries:
+        beside = sum(1 for entry in entries if _is_image(entry.name) and entry.is_file())
+    if beside:
+        found.notes.append(f"images of no class, beside the folders in {folder}, are passed over: {beside:,}")
     return names
 
 
@@ -161,8 +190,17 @@ def _images(folder: Path, present: list[str], names: list[str], found: _Found) -
 
 def _image_files(folder: Path, found: _Found) -> list[Path]:
     images: list[Path] = []
+    seen: set[str] = set()
+    above = [str(path) for path in folder.resolve().parents]
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen or real in above:  # a link to what holds it: a loop
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if _is_content(name))
+        inner = [name for name in folders if name.lower() not in _INNER]
+        if parent == str(folder) and inner:
+            found.inner[folder.name] = inner
         images += [Path(parent, name) for name in sorted(files) if _is_image(name)]
         found.others.update(Path(name).suffix for name in files if _is_content(name) and not _is_image(name))
     return images

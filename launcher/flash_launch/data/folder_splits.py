@@ -1,13 +1,13 @@
 """Which folders are splits: their names as they occur in the wild, in lower or upper case."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flash_launch.errors import DataError
 
-__all__ = ["LEFT_BY_TOOLS", "Splits", "kind_of_split", "splits_in"]
+__all__ = ["LEFT_BY_TOOLS", "Splits", "called_as_splits", "kind_of_split", "splits_in"]
 
 LEFT_BY_TOOLS = {"__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "lost+found"} | {
     *("thumbs.db", "desktop.ini")
@@ -96,8 +96,25 @@ def _check_not_alone(folder: Path, top: Mapping[str, bool], by_kind: Mapping[str
 
 def kind_of_split(name: str) -> str | None:
     """Train, val or test, where a folder's name says so."""
-    words = re.split(r"[^a-z]+", name.lower().replace("set", " set"))
+    words = _words(name)
     kinds = {_KINDS[word] for word in words if word in _KINDS}
     if len(kinds) != 1 or any(word not in _KINDS and word not in _BESIDE for word in words):
         return None
     return kinds.pop()
+
+
+def called_as_splits(names: Iterable[str]) -> list[str]:
+    """Those that are the same but for the name of a split in them: seg_train and seg_test; empty: none."""
+    alike: dict[tuple[str, ...], dict[str, str | None]] = {}
+    for name in names:
+        words = _words(name)
+        rest = tuple(word for word in words if word not in _KINDS)
+        if rest and len(rest) < len(words):
+            alike.setdefault(rest, {})[name] = next(_KINDS[word] for word in words if word in _KINDS)
+    return [
+        name for kinds in alike.values() if _TRAIN in kinds.values() and len(set(kinds.values())) > 1 for name in kinds
+    ]
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z]+", name.lower().replace("set", " set"))

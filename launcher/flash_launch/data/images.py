@@ -1,6 +1,7 @@
 """Image files with labels: listed, checked before the ranks start, and read with torchvision's transforms."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,8 @@ class ImageData(MapData[tuple[Tensor, int]]):
         self.description = f"{description}: {described(self.class_names, self.train_size, self.val_size)}"
         if not self.class_names:
             raise DataError(f"{description} has no classes")
+        if alike := _alike(self.class_names):
+            self.notes.append(f"classes whose names differ little are classes of their own: {', '.join(alike[:6])}")
         counts = Counter(train.labels)
         empty = [name for label, name in enumerate(self.class_names) if not counts[label]]
         if empty:
@@ -177,3 +180,12 @@ def split_by_class(images: LabelledImages, val_fraction: float, seed: int) -> tu
 def _subset(images: LabelledImages, indices: set[int], *, inside: bool) -> LabelledImages:
     kept = [index for index in range(len(images.paths)) if (index in indices) is inside]
     return LabelledImages(tuple(images.paths[i] for i in kept), tuple(images.labels[i] for i in kept))
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Names that are the same but for case, Unicode's forms, zeros before a number, or blanks."""
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        form = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        by_form.setdefault(form.lstrip("0") if form.isdecimal() else form, []).append(name)
+    return [repr(name) for form in by_form.values() if len(form) > 1 for name in form]

@@ -11,6 +11,7 @@ from flash_launch.errors import DataError
 
 __all__ = ["image_manifest"]
 
+_COLUMNS = ("path", "label", "split")
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
@@ -94,8 +95,11 @@ def _read(file: Path) -> tuple[list[_Row], tuple[str, ...]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[_Row] = []
     try:
-        columns = [column.strip() for column in next(reader, [])]
+        header = [column.strip() for column in next(reader, [])]
+        columns = [column.lower() if column.lower() in _COLUMNS else column for column in header]
         _check_columns(file, columns)
+        if unused := [column for column in columns if column and column not in _COLUMNS]:
+            notes += (f"columns of {file} that are not used: {', '.join(unused)}",)
         for cells in reader:
             if not cells:
                 continue
@@ -140,7 +144,7 @@ def _delimiter(text: str) -> str:
     """What separates the cells: a comma, unless the first line has the columns with another separator alone."""
     header = text.partition("\n")[0]
     for delimiter in _SEPARATORS:
-        columns = {column.strip().strip('"') for column in header.split(delimiter)}
+        columns = {column.strip().strip('"').lower() for column in header.split(delimiter)}
         if {"path", "label"} <= columns:
             return delimiter
     return ","
@@ -153,13 +157,13 @@ def _check_columns(file: Path, columns: list[str]) -> None:
             f"{file} has no column {' and no column '.join(missing)}: its first line must be path,label or "
             f"path,label,split, and is {','.join(columns) or 'empty'}"
         )
-    for column in ("path", "label", "split"):
+    for column in _COLUMNS:
         if columns.count(column) > 1:
             raise DataError(f"{file} has {columns.count(column)} columns {column}: leave one of them")
 
 
 def _row(file: Path, line: int, cells: Mapping[str, str], *, with_split: bool) -> _Row:
-    path, label, split = (cells.get(column, "").strip() for column in ("path", "label", "split"))
+    path, label, split = (cells.get(column, "").strip() for column in _COLUMNS)
     for column, value in (("path", path), ("label", label)):
         if not value:
             raise DataError(f"{file}, line {line}: the {column} is empty")
