@@ -9,7 +9,7 @@ import pytest
 from flash_launch import preparation
 from flash_launch.config import RunConfig
 from flash_launch.errors import LaunchError
-from flash_launch.preparation import prepare
+from flash_launch.preparation import PreflightRefused, prepare
 from flash_launch.tasks.own import users_fault
 
 
@@ -49,3 +49,10 @@ def test_a_users_fault_is_told_from_ours(tmp_path: Path) -> None:
         Path("/nowhere/at/all").read_text()
     ours.value.__traceback__ = ours.value.__traceback__.tb_next  # without the frame of this file
     assert users_fault(ours.value) is None
+
+
+@pytest.mark.parametrize("code", [0, 3, 255])
+def test_a_process_that_the_users_code_ended_is_their_fault(tmp_path: Path, code: int) -> None:
+    text = f"import os, sys\nprint('goodbye', file=sys.stderr, flush=True)\nos._exit({code})"
+    with pytest.raises(PreflightRefused, match=rf"exit code {code} by the code of the task or the data.*\ngoodbye$"):
+        prepare(RunConfig(), preflight(tmp_path, text))

@@ -90,7 +90,9 @@ def _read(file: Path) -> tuple[list[_Row], tuple[str, ...]]:
     """The lines, and what a user should know about how they were read."""
     text = _text(file)
     delimiter = _delimiter(text)
-    notes = () if delimiter == "," else (f"{file} is read with {_SEPARATORS[delimiter]} between its cells",)
+    notes: tuple[str, ...] = (
+        () if delimiter == "," else (f"{file} is read with {_SEPARATORS[delimiter]} between its cells",)
+    )
     # strict, and no cell over several lines: else a quote that is not closed swallows the lines after it
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[_Row] = []
