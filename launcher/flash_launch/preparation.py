@@ -101,8 +101,8 @@ def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What the preflight gave; a LaunchError, or PreflightRefused where the user's code ended it."""
     if (done.returncode == 0 and not done.stdout.strip()) or done.returncode > 2:
         raise PreflightRefused(
-            f"the preflight, which builds the task and looks at the data, was ended with exit code {done.returncode} by "
-            "the code of the task or the data, as os._exit does: see which of them ends its process when it is "
+            f"the preflight, which builds the task and looks at the data, was ended with exit code {done.returncode} "
+            "by the code of the task or the data, as os._exit does: see which of them ends its process when it is "
             f"imported or built. {_last_words(done.stderr)}"
         )
     try:

@@ -243,3 +243,27 @@ def test_a_file_is_known_by_what_is_in_it_whatever_its_name(resnet: State, tmp_p
     check_loaded(ImageClassifier("resnet18", 3, str(tmp_path / "w.bin")), resnet)
     torch.save(resnet, tmp_path / "w.safetensors")
     check_loaded(ImageClassifier("resnet18", 3, str(tmp_path / "w.safetensors")), resnet)
+
+
+def test_the_same_tensors_under_another_name_are_no_other_choice(resnet: State, tmp_path: Path) -> None:
+    own_head = {"classifier.weight": torch.zeros(3, 512)}
+    for name, content in (("key", {"teacher": under("backbone.", headless(resnet))}), ("head", None)):
+        file = tmp_path / f"{name}.pth"
+        torch.save(content or under("backbone.", headless(resnet)) | own_head, file)
+        task = ImageClassifier("resnet18", 3, str(file))
+        check_loaded(task, resnet, head=False)
+        assert not any("would fit as well" in note for note in task.notes)
+
+
+@pytest.mark.parametrize("form", ["meta", "sparse"])
+def test_tensors_that_have_no_dense_numbers_are_refused_by_name(form: str, resnet: State, tmp_path: Path) -> None:
+    weight = resnet["fc.weight"].to("meta") if form == "meta" else resnet["fc.weight"].to_sparse()
+    torch.save({**resnet, "fc.weight": weight}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"holds head\.weight (without its numbers|as a sparse tensor)"):
+        ImageClassifier("resnet18", 3, str(tmp_path / "w.pt"))
+
+
+def test_other_binary_files_are_not_taken_for_code(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"\x08\x07\x12\x07pytorch\x1a\x03" + bytes(range(256)))
+    with pytest.raises(WeightsError, match=r"is neither a safetensors file nor one that torch\.save wrote"):
+        ImageClassifier("resnet18", 3, str(tmp_path / "w.pt"))

@@ -172,6 +172,9 @@ def _other_names(name: str, given: Mapping[str, Tensor], target: Mapping[str, Te
 def _check_numbers(source: str, state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     """Refuse what a copy would take over, or change, without a word."""
     for key, value in state.items():
+        if value.is_meta or value.layout != torch.strided:
+            form = "without its numbers (on the meta device)" if value.is_meta else "as a sparse tensor"
+            raise WeightsError(f"{source} holds {key} {form}: save it as a dense tensor with its numbers")
         if target[key].is_floating_point() and not value.is_floating_point():
             raise WeightsError(
                 f"{source} holds {key} as {value.dtype}, as quantized files do: give the file of floating-point weights"

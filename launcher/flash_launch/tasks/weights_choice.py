@@ -69,7 +69,15 @@ def choose(
         return None
     best = min(choices, key=lambda choice: _rank(choice, target))
     alike = [other for other in choices if (other.matched, other.fitting) == (best.matched, best.fitting)]
-    labels = dict.fromkeys(other.label for other in alike if other.label != best.label)
+    used = {
+        id(value) for name, value in best.state.items() if name in target
+    }  # under another label, these are no other
+    labels = dict.fromkeys(
+        other.label
+        for other in alike
+        if other.label != best.label
+        and not all(id(other.state[name]) in used for name in other.state if name in target)
+    )
     return Choice(best.state, best.label, best.matched, best.fitting, best.left_out, tuple(labels))
 
 

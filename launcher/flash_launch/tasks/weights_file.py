@@ -118,6 +118,8 @@ def _what_it_is(path: Path) -> str | None:
         return f"is cut short: it has {size:,} bytes, its header alone {needs + 8:,}; fetch it again"
     if start.startswith(b"PK"):
         return _what_archive(path, size)
+    if start[:1] != b"\x80" and start[8:9] != b"{":  # with which torch.save's older files begin, and safetensors files
+        return "is neither a safetensors file nor one that torch.save wrote: convert it to one of these"
     return None
 
 
