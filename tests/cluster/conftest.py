@@ -89,11 +89,11 @@ class Run:
         read: dict[str, object] = json.loads((self.folder / f"attempts/{attempt:04}/end.json").read_text())
         return read
 
-    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+    def wait_for_step(self, step: int, seconds: float = 240) -> None:
         """Wait until so many steps were done."""
         self.cluster.wait(lambda: self.steps >= step, seconds, f"step {step}", lambda: self.output[-2000:])
 
-    def wait_for_end(self, *states: str, seconds: float = 150) -> str:
+    def wait_for_end(self, *states: str, seconds: float = 300) -> str:
         """Wait until its job is over."""
         try:
             return self.cluster.wait_for_state(self.job_id, *(states or ("COMPLETED",)), seconds=seconds)

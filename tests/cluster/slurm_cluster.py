@@ -262,7 +262,7 @@ class SlurmCluster:
         out = self.run(["scontrol", "show", "job", "-o", job_id]).stdout
         return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
-    def wait_for_state(self, job_id: str, *states: str, seconds: float = 120) -> str:
+    def wait_for_state(self, job_id: str, *states: str, seconds: float = 240) -> str:
         """Wait until a job is in one of these states."""
         found: list[str] = []
 

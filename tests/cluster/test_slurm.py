@@ -12,7 +12,7 @@ from slurm_cluster import SUBNET, SlurmCluster
 
 from conftest import COMMAND, OPTIONS, Login, Run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 slow = pytest.mark.slow
 
 
@@ -250,9 +250,9 @@ def test_the_controller_goes_and_comes_back(login: Login, never_stopped: Run) ->
     assert "the Slurm controller did not answer for 30 s" in refused.command.stderr
     assert not refused.folder.exists()
     login.pause(0)
-    cluster.wait(lambda: run.summary.get("status") == "finished", 90, "the run's end, without a controller")
+    cluster.wait(lambda: run.summary.get("status") == "finished", 240, "the run's end, without a controller")
     cluster.start_controller()
-    assert cluster.wait_for_state(job_id, "COMPLETED", seconds=90)
+    assert cluster.wait_for_state(job_id, "COMPLETED", seconds=240)
     assert run.digests == never_stopped.digests
 
 
@@ -290,9 +290,9 @@ def test_one_task_of_a_sweep_is_requeued_alone(login: Login) -> None:
     listed = login.cluster.run(["squeue", "-h", "-t", "R", "-o", "%A %F %K"]).stdout.splitlines()
     (task,) = [int(line.split()[2]) for line in listed if line.split()[0] == line.split()[1]]
     login.cluster.run(["scancel", "--signal=USR1", f"{sweep.job_id}_{task}"])
-    login.cluster.wait(lambda: runs[task].attempts == 2, 90, "the second attempt")
+    login.cluster.wait(lambda: runs[task].attempts == 2, 240, "the second attempt")
     login.pause(0)
-    login.cluster.wait(lambda: not login.cluster.run(["squeue", "-h"]).stdout.strip(), 90, "the array's end")
+    login.cluster.wait(lambda: not login.cluster.run(["squeue", "-h"]).stdout.strip(), 240, "the array's end")
     assert [run.summary["status"] for run in runs] == ["finished", "finished"]
     assert (runs[task].attempts, runs[1 - task].attempts) == (2, 1)
     assert runs[task].end_of(1)["exit_code"] == 75
