@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal, cast
+from typing import Literal, ParamSpec, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -29,6 +29,8 @@ from torch.optim import Optimizer
 from flash_strategies.errors import UnsupportedVersionError
 
 READ_VERSIONS = ("2.6.6",)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_version() -> None:
@@ -130,13 +132,7 @@ def skip_batches(trainer: pl.Trainer, count: int) -> None:
 def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Call `action` before each training batch is fetched: all of the last step is done then, nothing of the next."""
     inner = trainer.fit_loop.epoch_loop
-    plain = inner._on_before_fetch
-
-    def wrapped() -> None:
-        action()
-        plain()
-
-    inner._on_before_fetch = wrapped  # type: ignore[method-assign]
+    inner._on_before_fetch = _preceded(inner._on_before_fetch, action)  # type: ignore[method-assign]
 
 
 def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
@@ -383,29 +379,17 @@ def reduce_logged(trainer: pl.Trainer, reduce: Reduce) -> None:
                     if name in values:
                         values[name] = tensor
 
-    validated, ended, hooked = validation.on_run_end, fit.on_advance_end, connector.on_epoch_end
-
-    def after_validation() -> list[dict[str, torch.Tensor]]:
-        look()
-        return validated()
-
-    def after_batches() -> None:
-        look(steps=True)
-        ended()
-
-    def after_hooks() -> None:
-        look()
-        hooked()
-
-    validation.on_run_end = after_validation  # type: ignore[method-assign]
-    fit.on_advance_end = after_batches  # type: ignore[method-assign]
-    connector.on_epoch_end = after_hooks  # type: ignore[method-assign]
+    validation.on_run_end = _preceded(validation.on_run_end, look)  # type: ignore[method-assign]
+    fit.on_advance_end = _preceded(fit.on_advance_end, lambda: look(steps=True))  # type: ignore[method-assign]
+    connector.on_epoch_end = _preceded(connector.on_epoch_end, look)  # type: ignore[method-assign]
     monitoring = [one for one in trainer.callbacks if isinstance(one, (EarlyStopping, Checkpoint))]  # type: ignore[attr-defined]
-    if monitoring:
-        monitors = monitoring[0].on_train_epoch_end
+    for one in monitoring[:1]:
+        one.on_train_epoch_end = _preceded(one.on_train_epoch_end, look)  # type: ignore[method-assign]
 
-        def before_monitoring(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            look()
-            monitors(trainer, pl_module)
 
-        monitoring[0].on_train_epoch_end = before_monitoring  # type: ignore[method-assign]
+def _preceded(method: Callable[P, T], action: Callable[[], None]) -> Callable[P, T]:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        action()
+        return method(*args, **kwargs)
+
+    return wrapped
