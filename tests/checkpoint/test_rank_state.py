@@ -1,16 +1,19 @@
-"""Random states: each generator draws on as if nothing had happened."""
+"""A rank's own state: generators draw on as if nothing had happened; what callbacks saved is read back, or refused."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 
-from flash_launch.checkpoint.rank_state import random_states, restore_random
+from flash_launch.checkpoint.rank_state import RankState, file_name, load_file, random_states, restore_random
+from flash_strategies.errors import CheckpointError
 
 DRAWS: dict[str, Callable[[], list[float]]] = {
     "python": lambda: [random.random(), random.gauss(0, 1)],
@@ -38,3 +41,33 @@ def test_each_random_state_is_restored(kind: str) -> None:
     file.seek(0)
     restore_random(torch.load(file, weights_only=True))
     assert [draw(), draw()] == expected
+
+
+def state(**hooks: object) -> RankState:
+    return RankState({}, {}, hooks, {}, {}, [], {}, [], {})
+
+
+def test_arrays_and_numbers_of_numpy_and_paths_come_back(tmp_path: Path) -> None:
+    mine = {
+        "best": numpy.float64(0.5),
+        "count": numpy.int64(3),
+        "seen": numpy.arange(6, dtype="int16").reshape(2, 3),
+        "none": numpy.zeros(0),
+        "where": Path("a/b"),
+        "args": argparse.Namespace(lr=0.1),
+    }
+    (tmp_path / file_name(0)).write_bytes(state(mine=mine).to_bytes())
+    back = load_file(tmp_path, 0).hooks["mine"]
+    assert isinstance(back, dict)
+    for name in ("seen", "none"):
+        numpy.testing.assert_array_equal(back.pop(name), mine.pop(name), strict=True)
+    assert back == mine
+    assert isinstance(back["best"], numpy.float64)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(RankState, "flash_launch.checkpoint.rank_state.RankState"), (lambda: 1, "function")]
+)
+def test_what_cannot_be_read_back_is_refused_by_the_name_of_who_saved_it(value: object, what: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"on_save_checkpoint puts under 'mine' .* safely \({what}\): a checkpo"):
+        state(mine=value).to_bytes()

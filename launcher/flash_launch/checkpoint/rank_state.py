@@ -1,16 +1,21 @@
 """What each rank keeps for itself: random states, callbacks, metrics, buffers that differ; one file per rank.
 
-The files are written by torch.save and read back with `weights_only=True`, so they hold plain values and tensors.
+The files are written by torch.save and read back with `weights_only=True`, so they hold plain values, tensors and
+numpy's arrays and numbers.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import io
+import pathlib
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy
 import pytorch_lightning as pl
@@ -37,6 +42,18 @@ __all__ = [
 ]
 
 Values = dict[str, object]
+
+
+def _pickled_by(value: numpy.ndarray[Any, Any] | numpy.generic) -> Callable[..., object]:
+    return cast("Callable[..., object]", value.__reduce__()[0])
+
+
+# Beside what torch reads safely; reading one runs no code. The first two are functions that numpy's pickles name.
+_PLAIN: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+    *(_pickled_by(numpy.array(0)), _pickled_by(numpy.float64(0)), numpy.ndarray, numpy.dtype),
+    *(type(numpy.dtype(code)) for code in numpy.typecodes["AllInteger"] + numpy.typecodes["AllFloat"] + "?US"),
+    *(bytes, pathlib.PosixPath, argparse.Namespace),
+]
 
 
 @dataclass(frozen=True)
@@ -71,9 +88,9 @@ class RankState:
             CheckpointError: an object that cannot be read back safely; names whose it is.
         """
         values = dict(vars(self))
-        data = _saved(values)
         try:
-            torch.load(io.BytesIO(data), weights_only=True)
+            data = _saved(values)
+            _loaded(io.BytesIO(data))
         except Exception as error:
             raise CheckpointError(_unsafe(values) or f"the rank's state cannot be read back: {error}") from error
         return data
@@ -92,7 +109,7 @@ def load_file(folder: Path, rank: int) -> RankState:
     """
     path = folder / file_name(rank)
     try:
-        state = RankState(**torch.load(path, weights_only=True, map_location="cpu"))
+        state = RankState(**_loaded(path))
     except Exception as error:  # torch's unpickler raises many kinds
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return replace(state, hooks=of_rank_0(state.hooks, lambda: load_file(folder, 0).hooks))
@@ -215,6 +232,12 @@ def _saved(values: object) -> bytes:
     return buffer.getvalue()
 
 
+def _loaded(file: Path | io.BytesIO) -> dict[str, Any]:
+    with torch.serialization.safe_globals(_PLAIN):
+        values: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return values
+
+
 def _unsafe(values: Values) -> str | None:
     for kind, told in (
         ("callbacks", "the callback {}'s state_dict()"),
@@ -224,10 +247,12 @@ def _unsafe(values: Values) -> str | None:
         part = values[kind]
         for name, value in part.items() if isinstance(part, dict) else ():
             try:
-                torch.load(io.BytesIO(_saved(value)), weights_only=True)
+                _loaded(io.BytesIO(_saved(value)))
             except Exception as error:
+                refused = re.search(r"(?:GLOBAL |Unsupported class |global )([\w.]+\.\w+)", str(error))
                 return (
-                    f"{told.format(name)} holds an object that cannot be read back safely ({str(error).splitlines()[0]}"
-                    "): a checkpoint holds numbers, texts, lists, dicts and tensors"
+                    f"{told.format(name)} holds an object that cannot be read back safely "
+                    f"({refused[1] if refused else type(value).__name__}): a checkpoint holds numbers, texts, "
+                    "lists, dicts, tensors and numpy's arrays"
                 )
     return None
