@@ -501,3 +501,15 @@ def test_versions_that_go_together_change_no_verdict() -> None:
     other = tuple(replace(agent, versions={"numpy": f"2.{agent.node}"}) for agent in agents)
     assert verdict_on([failed("the folder is empty", user_fault=True)], other).kind is Kind.USER_FAULT
     assert verdict_on([RankEnd(0, 0, 1, 10.0, GLOO), RankEnd(1, 1, 1, 10.1, STORE)], other).transient
+
+
+def test_ranks_that_exchange_different_things_are_no_fault_of_native_code() -> None:
+    tail = (
+        "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  [enforce fail at "
+        "pair.cc:464] op.preamble.length <= op.nbytes. 16 vs 8. Received data size doesn't match expected size. "
+        "Is there a distributed collective mismatch in your code?\nFatal Python error: Aborted\n\n"
+    )
+    verdict = verdict_on([RankEnd(1, 1, -6, 1.0, log_tail=tail)])
+    assert (verdict.kind, verdict.transient) == (Kind.CRASH, False)
+    assert "the other ranks, which exchanged something else" in "\n".join(verdict.render())
+    assert "trainer.should_stop that is set on one rank only" in verdict.advice

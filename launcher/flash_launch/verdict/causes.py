@@ -147,6 +147,11 @@ _OF_OURS = (Kind.NAN_LOSS, Kind.DISK_FULL, Kind.SUPERSEDED, Kind.GPU_OOM, Kind.O
 
 # ---- ends without words
 
+_MISMATCH_ADVICE = (
+    "see why it was elsewhere than the others: trainer.should_stop that is set on one rank only (set it on all, as "
+    "trainer.strategy.reduce_boolean_decision does), a condition on the rank around a collective or an extra call of "
+    "one, or loaders of different lengths"
+)
 _KILL_HINT = "mostly the system, short of memory (see `dmesg`), or somebody's kill -9"
 _CRASHES = {
     signal.SIGSEGV: "a crash in native code",
@@ -206,6 +211,9 @@ def _of_crash(end: RankEnd, number: signal.Signals) -> Cause:
     if number is signal.SIGABRT and told:
         return Cause(Role.WAITED, Kind.HANG, told[0][:_LINE_LENGTH])
     abort = _abort_words(end.log_tail)
+    if number is signal.SIGABRT and re.search(r"collective mismatch|doesn't match expected size", end.log_tail):
+        text = f"{_ending(end.exit_code)}: it exchanged something with the other ranks, which exchanged something else"
+        return Cause(Role.OWN, Kind.CRASH, text, _MISMATCH_ADVICE, detail="\n".join(last_words(end.log_tail)))
     if number is signal.SIGABRT and between_ranks(abort) and (waited(abort) or lost_peer(abort)):
         if waited(abort):
             return Cause(Role.WAITED, Kind.HANG, _ending(end.exit_code))
