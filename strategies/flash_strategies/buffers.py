@@ -9,6 +9,7 @@ patterns of buffer names to "mean", "max", "min" or "rank0": `{"backbone.queue*"
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -54,6 +55,26 @@ def buffers_of(task: nn.Module) -> list[Buffer]:
                 full = f"{prefix}.{name}" if prefix else name
                 found.setdefault(id(tensor), Buffer(full, tensor, persistent, isinstance(module, _NormBase)))
     return list(found.values())
+
+
+@contextmanager
+def kept_types(task: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Give complex buffers and, where the task computes in fp32, those of all types back as they were before.
+
+    Args:
+        task: whose tensors are cast to another type meanwhile, which would drop imaginary parts and digits.
+        dtype: what the task computes in.
+    """
+    kept = {
+        (module, name): buffer
+        for module in task.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and (buffer.is_complex() or (buffer.is_floating_point() and dtype == torch.float32))
+    }
+    yield
+    for (module, name), buffer in kept.items():
+        cast = module._buffers[name]
+        module._buffers[name] = buffer if cast is None else buffer.to(cast.device)
 
 
 def buffer_digest(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,8 @@ class FrozenBuffers:
             names: frozen modules, each for itself and not for those below it.
         """
         held = {name: self._task.get_submodule(name) for name in names}
-        norms = [name for name, module in held.items() if isinstance(module, _NormBase)]
+        # a ScriptModule takes no hooks: what it knows of being frozen is eval mode
+        norms = [name for name, module in held.items() if isinstance(module, (_NormBase, torch.jit.ScriptModule))]
         self._norms = hold_in_eval(self._task, norms, before=self._norms)
         others = {name: module for name, module in held.items() if name not in self._norms and module._buffers}
         for name in set(self._copying) - set(others):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -67,11 +68,14 @@ def check_parameters(task: nn.Module, holding: Holding) -> tuple[str, ...]:
     parameters = dict(task.named_parameters())
     for refused in (_uninitialised, _without_values, _unusual_layout, _not_storable):
         _refuse(refused(name, tensor, holding) for name, tensor in tensors.items())
-    for refused in (_complex, _other_type, _empty):
+    for refused in (_expanded, _complex, _other_type, _empty):
         _refuse(refused(name, tensor, holding) for name, tensor in parameters.items())
     _refuse(_sparse(name, holding) for name in sparse_parameters(task))
+    if holding.stage:
+        _refuse(_overlapping(parameters, holding))
     if holding.stage == 3:
         _refuse(_compiled(task))
+        _refuse(_scripted(task))
         _refuse(_averaged(task))
     return tuple(_dense_layout(parameters, holding))
 
@@ -200,6 +204,12 @@ def _not_storable(name: str, tensor: torch.Tensor, holding: Holding) -> str | No
     return f"{name} is complex128, which safetensors files cannot hold: make it complex64"
 
 
+def _expanded(name: str, tensor: torch.Tensor, holding: Holding) -> str | None:
+    if all(stride or size <= 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        return None
+    return f"{name} is an expanded view, whose elements no optimizer can step one by one: make it whole, with .clone()"
+
+
 def _complex(name: str, tensor: torch.Tensor, holding: Holding) -> str | None:
     if not holding.stage or not tensor.is_complex():
         return None
@@ -247,6 +257,25 @@ def _compiled(task: nn.Module) -> Iterator[str | None]:
             yield (
                 f"{name or 'the task'} is compiled (torch.compile), and ZeRO stage 3 gathers weights with hooks that "
                 "compiled modules leave out: give setup zero2, zero1 or ddp, or leave torch.compile out"
+            )
+
+
+def _scripted(task: nn.Module) -> Iterator[str | None]:
+    for name, module in task.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            yield (
+                f"{name or 'the task'} is a ScriptModule (torch.jit), and ZeRO stage 3 gathers weights with hooks that "
+                "it does not take: give setup zero2, zero1 or ddp, or the module it was made of"
+            )
+
+
+def _overlapping(parameters: Mapping[str, torch.Tensor], holding: Holding) -> Iterator[str | None]:
+    places = sorted((p.data_ptr(), p.numel() * p.element_size(), name) for name, p in parameters.items() if p.numel())
+    for (begin, size, name), (following, _, other) in pairwise(places):
+        if following < begin + size and parameters[name].is_contiguous():
+            yield (
+                f"{name} and {other} are two parameters in the same memory, which {holding.name} would part: {_DDP}, "
+                "or make them one parameter under both names (b.weight = a.weight)"
             )
 
 

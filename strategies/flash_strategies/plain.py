@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from flash_strategies import deepspeed_private
 from flash_strategies.agreement import ControlGroup
 from flash_strategies.batch_norms import match_statistics_to_weights
+from flash_strategies.buffers import kept_types
 from flash_strategies.checkpoint.chunks import read_chunks, staged, write_chunks
 from flash_strategies.checkpoint.engine_state import (
     EngineState,
@@ -165,7 +166,8 @@ class Finetuner:
         kind = Zero3Engine if stage == 3 else Zero12Engine
         holder = kind(self.task, optimizer, schedulers)
         deepspeed_private.without_shm_op()
-        engine, _ = deepspeed_private.initialize(self.task, optimizer, config)
+        with kept_types(self.task, holding.dtype):
+            engine, _ = deepspeed_private.initialize(self.task, optimizer, config)
         holder.attach(cast(deepspeed_private.DeepSpeedEngine, engine))
         self._model = engine
         if not torch.cuda.is_available():

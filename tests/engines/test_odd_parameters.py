@@ -12,6 +12,9 @@ import torch
 from engine_cases import SETUPS
 from engine_nets import GLOBAL_BATCH
 from odd_nets import NETS, STEPS, optimizer_of
+from torch import nn
+
+from flash_strategies.engines.zero12 import Zero12Engine
 
 if TYPE_CHECKING:
     from conftest import Suites
@@ -81,3 +84,10 @@ def test_equals_plain_torch_phase_by_phase(case: Case, suites: Suites) -> None:
                 torch.testing.assert_close(
                     value, theirs[name], atol=2e-6, rtol=1e-4, msg=lambda m, n=name, p=phase: f"phase {p}, {n}: {m}"
                 )
+
+
+def test_a_one_by_one_kernel_lies_as_deepspeed_needs_it() -> None:
+    task = nn.Conv2d(4, 4, 1).to(memory_format=torch.channels_last)
+    assert task.weight.is_contiguous()  # and its last stride is 4
+    Zero12Engine(task, torch.optim.SGD(task.parameters(), lr=0.1))
+    assert task.weight.stride() == (4, 1, 1, 1)

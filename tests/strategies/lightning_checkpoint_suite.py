@@ -19,7 +19,7 @@ from flash_strategies.lightning import FinetuningDDPStrategy, FinetuningDeepSpee
 
 EPOCHS, STEPS, BATCH = 4, 3, 4
 STRATEGY = ("unfreeze_milestones", ((1, 2), 1))
-SAVED = {"frozen": 2, "the epoch's end": 3, "after an unfreeze": 4, "unfrozen": 8}
+SAVED = {"frozen": 2, "the epoch's end": 3, "after an unfreeze": 4, "an epoch's last step": 6, "unfrozen": 8}
 """Optimizer steps done when a checkpoint is saved."""
 
 

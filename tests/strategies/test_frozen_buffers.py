@@ -8,7 +8,7 @@ from torch import nn
 
 from flash_strategies import Finetuner
 from flash_strategies.agreement import ControlGroup
-from flash_strategies.buffers import combined, equalise, reduction_of
+from flash_strategies.buffers import combined, equalise, kept_types, reduction_of
 from flash_strategies.errors import ProofError, StrategyValueError
 from flash_strategies.frozen_buffers import FrozenBuffers
 
@@ -167,3 +167,35 @@ def test_buffers_that_a_modules_own_hook_writes_to_stand_still() -> None:
     held.hold([])
     task(torch.randn(4, 3))
     assert {"backbone.0.weight_u", "backbone.0.weight_v"} <= moved(task, before)
+
+
+def test_a_frozen_scripted_norm_stands_still() -> None:
+    task = Task()
+    task.backbone[3] = torch.jit.script(nn.BatchNorm1d(3))
+    held = FrozenBuffers(task)
+    held.hold(["backbone.3"])
+    before = buffers(task)
+    task(torch.randn(4, 3))
+    assert not moved(task, before) & NORM
+    assert held.moved() == []
+    held.hold([])
+    task(torch.randn(4, 3))
+    assert moved(task, before) >= NORM
+
+
+def test_buffers_keep_their_type_through_a_cast() -> None:
+    task = nn.Module()
+    given = {
+        "complex": torch.tensor([1 + 2j]),
+        "double": torch.tensor([0.1], dtype=torch.float64),
+        "half": torch.tensor([0.5], dtype=torch.float16),
+    }
+    task.given = nn.Module()
+    task.given._buffers.update(given)
+    with kept_types(task, torch.float32):
+        task.to(torch.float32)
+    assert all(buffer is given[name.removeprefix("given.")] for name, buffer in task.named_buffers())
+    with kept_types(task, torch.bfloat16):
+        task.to(torch.bfloat16)
+    types = {name: buffer.dtype for name, buffer in task.given.named_buffers()}
+    assert types == {"complex": torch.complex64, "double": torch.bfloat16, "half": torch.bfloat16}

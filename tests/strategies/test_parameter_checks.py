@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.errors import ParameterError
+from flash_strategies.lightning import FinetuningDeepSpeedStrategy
 from flash_strategies.parameter_checks import Holding, averaged_copy, check_callbacks, check_copies, check_parameters
 from flash_strategies.plain import Finetuner
 
@@ -32,6 +33,13 @@ def holding(parameter: torch.Tensor) -> nn.Module:
     return task(module)
 
 
+def shared_memory(overlap: int = 2) -> nn.Module:
+    module, memory = nn.Module(), torch.zeros(8)
+    module.weight = nn.Parameter(memory[: 4 + overlap])
+    module.other = nn.Parameter(memory[4:])
+    return task(module)
+
+
 REFUSED = [
     (task(nn.LazyLinear(4)), (DDP, *ZERO), "backbone.1.weight has no shape yet"),
     (task(nn.LazyBatchNorm1d()), (DDP, *ZERO), "backbone.1.weight has no shape yet"),
@@ -47,8 +55,13 @@ REFUSED = [
     (task(nn.EmbeddingBag(3, 4, sparse=True)), ZERO, "backbone.1.weight has sparse gradients"),
     (task(torch.compile(nn.Linear(4, 4), backend="eager")), (ZERO3,), "backbone.1 is compiled"),
     (task(AveragedModel(nn.Linear(4, 4))), (ZERO3,), "backbone.1 is an AveragedModel"),
+    (task(torch.jit.script(nn.Linear(4, 4))), (ZERO3,), "backbone.1 is a ScriptModule"),
+    (holding(torch.ones(1).expand(4)), (DDP, *ZERO), "backbone.1.weight is an expanded view"),
+    (shared_memory(), ZERO, "backbone.1.weight and backbone.1.other are two parameters in the same memory"),
 ]
 TAKEN = [
+    (task(torch.jit.script(nn.Linear(4, 4))), (DDP, ZERO1, ZERO2)),
+    (shared_memory(overlap=0), (DDP, *ZERO)),
     (holding(torch.zeros(2, dtype=torch.complex64)), (DDP,)),
     (holding(torch.zeros(2, dtype=torch.float64)), (DDP,)),
     (holding(torch.zeros(2, dtype=torch.bfloat16)), (DDP, BF16)),
@@ -143,3 +156,19 @@ def test_every_door_looks() -> None:
 def test_a_lazy_module_is_named_before_anything_is_frozen() -> None:
     with pytest.raises(ParameterError, match=r"backbone\.1\.weight has no shape yet"):
         Finetuner(task(nn.LazyLinear(4)), ("freeze_unfreeze", 1), max_epochs=2)
+
+
+def test_what_peft_keeps_beside_a_copy_is_not_averaged() -> None:
+    kept = type("ModulesToSaveWrapper", (nn.Module,), {"__module__": "peft.utils.other"})()
+    kept.original = nn.Linear(4, 4).requires_grad_(False)
+    kept.copy = copy.deepcopy(kept.original).requires_grad_(True)
+    assert averaged_copy(task(kept)) is None
+
+
+def test_plain_lightning_looks_at_weights_before_it_casts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FinetuningDeepSpeedStrategy, "root_device", torch.device("cpu"))
+    strategy = FinetuningDeepSpeedStrategy({"zero_optimization": {"stage": 2}})
+    strategy._config_initialized = True
+    strategy._lightning_module = holding(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ParameterError, match=r"backbone\.1\.weight is complex64"):
+        strategy.setup(None)

@@ -81,7 +81,9 @@ class Zero12Engine(Engine):
         require_elementwise(optimizer)
         super().__init__(task, optimizer, schedulers)
         for parameter in self.parameters.values():  # DeepSpeed broadcasts and flattens memory as it lies
-            parameter.data = parameter.data.contiguous()
+            if parameter.data.stride() != torch.empty(parameter.shape, device="meta").stride():
+                # not contiguous(): a 1x1 kernel is both channels-last and contiguous
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         self._engine: private.DeepSpeedEngine | None = None
 
     def attach(self, engine: private.DeepSpeedEngine) -> None:

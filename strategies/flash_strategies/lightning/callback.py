@@ -78,6 +78,12 @@ class FinetuningCallback(pl.Callback):
 
     # ---- Lightning's hooks
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where a checkpoint was of a fit that is over, nothing was trained: the weights are the checkpoint's."""
+        if self._saved is not None and isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
+            trainer.strategy.load_weights()
+        self._saved = None
+
     @property
     def transitions(self) -> Transitions:
         """The transitions of the running fit."""
@@ -136,6 +142,8 @@ class FinetuningCallback(pl.Callback):
             self.check_fits(saved, engine.left_out)
             self.resume(trainer, pl_module, saved.engine, saved.reader(load), saved.schedulers, in_epoch=in_epoch)
             say(f"resumed in epoch {trainer.current_epoch} at step {trainer.global_step}: phase {saved.engine.phase}")
+            if trainer.current_epoch != saved.epoch and private.leaves_out_epoch_start(trainer):
+                self.on_train_epoch_start(trainer, pl_module)
         elif not self.resuming:
             self._tell(trainer, report)
 

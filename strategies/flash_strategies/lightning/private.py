@@ -235,6 +235,15 @@ def log_on(trainer: pl.Trainer, logged: list[dict[str, object]], *, states: bool
         trainer._logger_connector._first_loop_iter = True
 
 
+def leaves_out_epoch_start(trainer: pl.Trainer) -> bool:
+    """Whether Lightning calls no `on_train_epoch_start` in the epoch with which a resumed fit begins.
+
+    It does not after a checkpoint made in an epoch, also not where that was the epoch's last step: the fit then begins
+    with the next epoch.
+    """
+    return trainer.fit_loop.restarted_mid_epoch or trainer.fit_loop.restarted_on_epoch_end
+
+
 def current_epoch_is_new(trainer: pl.Trainer) -> bool:
     """Whether the epoch that starts has no batch done yet (a run that goes on in the middle of one has)."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0

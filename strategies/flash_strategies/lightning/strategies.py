@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from flash_strategies import deepspeed_private
 from flash_strategies.batch_norms import match_statistics_to_weights
+from flash_strategies.buffers import kept_types
 from flash_strategies.engines.averaging import AveragingDDP
 from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
@@ -119,13 +120,26 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict), "Lightning reads the configuration when the strategy is built"
         return Holding.of_deepspeed(self.config, cuda=self.root_device.type == "cuda")
 
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Look at the task's parameters before Lightning and DeepSpeed cast them, and build the engine.
+
+        Raises:
+            ParameterError: the stage cannot hold one of them.
+        """
+        task = self.lightning_module
+        assert task is not None, "Lightning connects the task first"
+        self._init_config_if_needed()
+        holding = self._holding()
+        check_parameters(task, holding)
+        with kept_types(task, holding.dtype):
+            super().setup(trainer)
+
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
         optimizer, scheduler = super()._init_optimizers()
         task = self.lightning_module
         if task is None or not isinstance(self.config, dict):
             raise AssertionError("Lightning sets the module and reads the configuration before the optimizer")
         holding = self._holding()
-        check_parameters(task, holding)
         check_callbacks(task.trainer.callbacks, holding)  # type: ignore[attr-defined]
         kind = Zero3Engine if holding.stage == 3 else Zero12Engine
         schedulers = [scheduler.scheduler] if scheduler is not None else []
@@ -189,6 +203,15 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         state = deepspeed_private.whole_weights(str(folder)) if self.is_global_zero else {}
         task = self.lightning_module
         self._restore_zero_state({"state_dict": state}, strict=task is None or task.strict_loading)
+
+    def load_weights(self) -> None:
+        """Read the weights alone, and buffers, from where the fit resumes."""
+        if self.zero_stage_3:
+            self._load_partitioned(self._resumed_from)
+        else:
+            task = self.lightning_module
+            assert task is not None
+            task.load_state_dict(deepspeed_private.whole_weights(str(self._resumed_from)), task.strict_loading)
 
     def load_engine_state(self) -> None:
         """Read weights, masters and moments into an engine whose groups are those of the checkpoint."""
