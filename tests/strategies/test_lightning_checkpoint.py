@@ -100,3 +100,14 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         FinetuningDDPStrategy().load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="is a single file, and this strategy reads a folder of DeepSpeed's"):
         FinetuningDeepSpeedStrategy({"zero_optimization": {"stage": 2}}).load_checkpoint(tmp_path / "file")
+
+
+def test_a_fit_that_is_over_has_the_checkpoints_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = FinetuningDeepSpeedStrategy({"zero_optimization": {"stage": 2}})
+    loaded: list[str] = []
+    monkeypatch.setattr(strategy, "load_weights", lambda: loaded.append("weights"))
+    callback = ScheduledFinetuning("no_freeze")
+    for saved in (object(), None):  # `on_train_start`, which does not come where nothing is left to train, takes it
+        callback._saved = saved  # type: ignore[assignment]
+        callback.on_fit_end(SimpleNamespace(strategy=strategy), Task())  # type: ignore[arg-type]
+    assert loaded == ["weights"]
