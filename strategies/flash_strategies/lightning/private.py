@@ -31,6 +31,7 @@ from flash_strategies.errors import UnsupportedVersionError
 READ_VERSIONS = ("2.6.6",)
 P = ParamSpec("P")
 T = TypeVar("T")
+remove_module_hooks = deepspeed.remove_module_hooks  # as Lightning does before it builds another DeepSpeed engine
 
 
 def check_version() -> None:
@@ -63,11 +64,6 @@ def wrap_ddp_anew(strategy: DDPStrategy, task: pl.LightningModule) -> None:
 def fits(trainer: pl.Trainer) -> bool:
     """Whether it runs `fit`, and not validate, test or predict."""
     return trainer.state.fn == TrainerFn.FITTING
-
-
-def remove_module_hooks(model: nn.Module) -> None:
-    """As Lightning does before it builds another DeepSpeed engine around a model."""
-    deepspeed.remove_module_hooks(model)
 
 
 def start_deepspeed_on_cpu(strategy: DeepSpeedStrategy) -> None:
@@ -137,15 +133,14 @@ def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
 
 def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Call `action` when all hooks of an epoch's end have logged theirs, the task's own included."""
-    connector = trainer._logger_connector
-    plain = connector.on_epoch_end
+    plain = trainer._logger_connector.on_epoch_end
 
     def wrapped() -> None:
         plain()
         if trainer.training:  # not a validation's end
             action()
 
-    connector.on_epoch_end = wrapped  # type: ignore[method-assign]
+    trainer._logger_connector.on_epoch_end = wrapped  # type: ignore[method-assign]
 
 
 def spare_waits_in_steps(trainer: pl.Trainer) -> None:
@@ -391,8 +386,8 @@ def reduce_logged(trainer: pl.Trainer, reduce: Reduce) -> None:
     validation.on_run_end = _preceded(validation.on_run_end, look)  # type: ignore[method-assign]
     fit.on_advance_end = _preceded(fit.on_advance_end, lambda: look(steps=True))  # type: ignore[method-assign]
     connector.on_epoch_end = _preceded(connector.on_epoch_end, look)  # type: ignore[method-assign]
-    monitoring = [one for one in trainer.callbacks if isinstance(one, (EarlyStopping, Checkpoint))]  # type: ignore[attr-defined]
-    for one in monitoring[:1]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for one in [one for one in callbacks if isinstance(one, (EarlyStopping, Checkpoint))][:1]:
         one.on_train_epoch_end = _preceded(one.on_train_epoch_end, look)  # type: ignore[method-assign]
 
 
