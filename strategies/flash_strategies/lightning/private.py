@@ -23,7 +23,6 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import (
 )
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.data import _extract_batch_size
-from torch import nn
 from torch.optim import Optimizer
 
 from flash_strategies.errors import UnsupportedVersionError
