@@ -166,7 +166,7 @@ def test_a_rank_that_fails_ends_the_run_and_is_named(folder: RunFolder, mode: st
     assert "Traceback" not in console  # of a victim: it would be read as the cause
     assert not any(alive(int(file.read_text())) for file in folder.ends_of(1).glob("*.pid"))
     failed = min(path.stat().st_mtime for path in folder.ends_of(1).glob("*.[ef]*"))
-    assert time.time() - failed < 10
+    assert time.time() - failed < 60
 
 
 def test_a_user_fault_in_a_rank_is_told_by_its_message(folder: RunFolder) -> None:
