@@ -111,7 +111,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, resnet: dict[str, Tensor]) ->
         ImageClassifier(weights=str(tmp_path / "missing.pt"))
     for name in ("broken.safetensors", "broken.pt"):
         (tmp_path / name).write_bytes(b"no weights at all")
-        with pytest.raises(WeightsError, match=rf"{name} (cannot be read|holds more)"):
+        with pytest.raises(WeightsError, match=rf"{name} is neither a safetensors file nor one that torch.save wrote"):
             ImageClassifier(weights=str(tmp_path / name))
     torch.save(torchvision.models.resnet18(), tmp_path / "whole.pt")
     with pytest.raises(WeightsError, match=r"whole.pt holds more than tensors, and its code is not run"):
