@@ -656,12 +656,13 @@ PREFLIGHT: tuple[Row, ...] = (
     ),
     Row(
         "--weights net.safetensors",
-        "weights file net.safetensors cannot be read (…): give a safetensors file, or one that torch.save wrote",
+        "weights file net.safetensors is neither a safetensors file nor one that torch.save wrote: convert it to one "
+        "of these",
         {"net.safetensors": b"rubbish"},
     ),
     Row(
         "--weights net.pt",
-        "weights file net.pt cannot be read (…): give a safetensors file, or one that torch.save wrote",
+        "weights file net.pt is neither a safetensors file nor one that torch.save wrote: convert it to one of these",
         {"net.pt": b"rubbish"},
     ),
     Row(
