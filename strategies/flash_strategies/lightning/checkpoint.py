@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import cast
 
 import pytorch_lightning as pl
@@ -137,7 +138,13 @@ def client_state(folder: str | Path, rank: int) -> dict[str, object]:
         )
     # at stage 3 each rank has its own
     own = next((file for file in files if file.name.startswith(f"zero_pp_rank_{rank}_")), files[0])
-    values: dict[str, object] = torch.load(own, map_location="cpu", weights_only=False, mmap=True)
+    try:
+        values: dict[str, object] = torch.load(own, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} holds more than tensors and plain values, and its code is not run ({error}): "
+            "save without such objects, which hyperparameters and callbacks' states may be"
+        ) from error
     return {key: value for key, value in values.items() if key not in ("module", "optimizer")}
 
 
