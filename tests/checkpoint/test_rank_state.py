@@ -12,7 +12,14 @@ import numpy
 import pytest
 import torch
 
-from flash_launch.checkpoint.rank_state import RankState, file_name, load_file, random_states, restore_random
+from flash_launch.checkpoint.rank_state import (
+    RankState,
+    _added,
+    file_name,
+    load_file,
+    random_states,
+    restore_random,
+)
 from flash_strategies.errors import CheckpointError
 
 DRAWS: dict[str, Callable[[], list[float]]] = {
@@ -71,3 +78,20 @@ def test_arrays_and_numbers_of_numpy_and_paths_come_back(tmp_path: Path) -> None
 def test_what_cannot_be_read_back_is_refused_by_the_name_of_who_saved_it(value: object, what: str) -> None:
     with pytest.raises(CheckpointError, match=rf"on_save_checkpoint puts under 'mine' .* safely \({what}\): a checkpo"):
         state(mine=value).to_bytes()
+
+
+def logged(value: float, batch: int, samples: int, *, on_epoch: bool, reduce_fx: str = "mean") -> dict[str, object]:
+    """As one rank stores it: a mean of an epoch is a sum with its weight, one of a step is that step's."""
+    state = {"value": torch.tensor(value), "cumulated_batch_size": torch.tensor(samples if on_epoch else 0)}
+    described = {"key": "training_step.x", "meta": {"on_epoch": on_epoch}, "reduce_fx": reduce_fx, "state": state}
+    return {**described, "last_batch": batch, "samples": samples}
+
+
+@pytest.mark.parametrize(
+    ("on_epoch", "reduce_fx", "expected"), [(False, "mean", 1.5), (True, "mean", 4.0), (False, "max", 3.0)]
+)
+def test_what_ranks_logged_becomes_one_value(on_epoch: bool, reduce_fx: str, expected: float) -> None:
+    """For a run that is resumed on other ranks: what is of the last step only is weighted by that step's samples."""
+    ranks = [logged(value, batch, 8, on_epoch=on_epoch, reduce_fx=reduce_fx) for value, batch in ((1.0, 6), (3.0, 2))]
+    found = _added(ranks)
+    assert (float(found["state"]["value"]), found["last_batch"], found["samples"]) == (expected, 8, 16)  # type: ignore[index]

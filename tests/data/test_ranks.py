@@ -28,6 +28,9 @@ def _on_rank(rank: int, function: Callable[[Path], object], folder: Path, world_
     os.environ |= {"RANK": str(rank), "RANKS": str(world_size), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     torch.save(function(folder), folder / f"{rank}.pt")
+    os._exit(
+        0
+    )  # gloo's threads may hold tensors, which end a process by SIGABRT while Python ends (pytorch/pytorch#179291)
 
 
 def on_ranks(function: Callable[[Path], object], folder: Path, world_size: int) -> list[object]:

@@ -93,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setenv("HOME", str(folder / "home"))
         patch.setenv("FLASH_LAUNCH_ARRAY", "my-sweep")
         answers = []
-        for command, at in ((OPTIONS, 5), (("resume", "run"), 14)):
+        for command, at in ((OPTIONS, 3), (("resume", "run"), 14)):  # after an epoch's last step, and within one
             patch.setenv("STOP_AT", str(at))
             answers.append(flash_launch(folder, *command, send=signal.SIGTERM, when=lambda at=at: steps(at)))
         patch.delenv("STOP_AT")
@@ -143,6 +143,7 @@ def test_all_metrics_are_there_once(run: Run) -> None:
         }
     for ours in run.metrics("epoch"):
         there = [row for row in rows if row["step"] == ours["step"]]
+        assert ours["doubled"] == 2.0 * (ours["step"] - 1), "the last step's, wherever the run was stopped"
         assert [row["my_accuracy"] for row in there if "my_accuracy" in row] == [ours["my_accuracy"]]
         # at a step it is rank 0's; then comes the epoch's, over the ranks
         assert [row["my_loss"] for row in there if "my_loss" in row][-1] == ours["my_loss"]

@@ -144,7 +144,9 @@ def merged(trainer: pl.Trainer, ranks: Sequence[RankState], rank: int) -> RankSt
         name: combined([one.buffers[name] for one in ranks], reduction_of(name, value, declared))
         for name, value in first.buffers.items()
     }
-    logged = [_added([one.logged[index] for one in ranks]) for index in range(len(first.logged))]
+    logged: dict[object, list[Values]] = {}
+    for value in (value for one in ranks for value in one.logged):
+        logged.setdefault(value["key"], []).append(value)
     return RankState(
         {},
         first.callbacks,
@@ -153,7 +155,7 @@ def merged(trainer: pl.Trainer, ranks: Sequence[RankState], rank: int) -> RankSt
         first.precision,
         first.schedulers,
         merged_metrics(trainer.lightning_module, [one.metrics for one in ranks], rank),
-        logged,
+        [_added(parts) for parts in logged.values()],
         first.shown,
         buffers,
     )
@@ -215,15 +217,25 @@ def restore_random(states: Values) -> None:
 
 
 def _added(parts: Sequence[Values]) -> Values:
-    """One logged value of all ranks together."""
-    states = [one["state"] for one in parts]
+    """One logged value of all ranks together; what is logged at steps only is a mean over the last step's samples."""
+    first = parts[0]
+    meta, state = first["meta"], first["state"]
+    assert isinstance(meta, Mapping)
+    assert isinstance(state, Mapping)
+    batches = torch.tensor([int(str(one["last_batch"])) for one in parts])
     result: Values = {}
-    for name, value in states[0].items() if isinstance(states[0], Mapping) else ():
-        stacked = torch.stack([torch.as_tensor(one[name]) for one in states if isinstance(one, Mapping)])
-        way = parts[0]["reduce_fx"]
-        result[name] = stacked.amax(0) if way == "max" else stacked.amin(0) if way == "min" else stacked.sum(0)
-        assert isinstance(value, Tensor)
-    return {**parts[0], "state": result}
+    for name in state:
+        stacked = torch.stack(
+            [torch.as_tensor(one["state"][name]) for one in parts if isinstance(one["state"], Mapping)]
+        )
+        way = first["reduce_fx"]
+        if way == "mean" and not meta["on_epoch"]:
+            shares = (batches / batches.sum()).to(stacked).view(-1, *[1] * (stacked.dim() - 1))
+            result[name] = (stacked * shares).sum(0) if stacked.is_floating_point() else stacked[0]
+        else:
+            result[name] = stacked.amax(0) if way == "max" else stacked.amin(0) if way == "min" else stacked.sum(0)
+    samples = sum(int(str(one["samples"])) for one in parts)
+    return {**first, "state": result, "last_batch": int(batches.sum()), "samples": samples}
 
 
 def _saved(values: object) -> bytes:

@@ -191,14 +191,18 @@ _DESCRIBED = (
 def logged_so_far(trainer: pl.Trainer) -> list[dict[str, object]]:
     """What `self.log` has added up in the epoch that runs, on this rank; metrics by their attribute's name."""
     found: list[dict[str, object]] = []
-    for key, result in trainer.fit_loop.epoch_loop._results.items():
+    results = trainer.fit_loop.epoch_loop._results
+    counts = {"last_batch": 1, "samples": 0}
+    if isinstance(results, _LocalResults):
+        counts = {"last_batch": results.last_batch, "samples": results.samples}
+    for key, result in results.items():
         if result.has_reset or not (result.is_tensor or result.meta.metric_attribute):
             continue
         state = {name: getattr(result, name) for name in result._defaults} if result.is_tensor else {}
         meta = {name: getattr(result.meta, name) for name in _DESCRIBED}
         sync = {name: getattr(result.meta.sync, name) for name in _SYNCED}
         reduction = result.meta.reduce_fx.__name__
-        found.append({"key": key, "meta": meta, "sync": sync, "reduce_fx": reduction, "state": state})
+        found.append({"key": key, "meta": meta, "sync": sync, "reduce_fx": reduction, "state": state, **counts})
     return found
 
 
@@ -224,6 +228,8 @@ def log_on(trainer: pl.Trainer, logged: list[dict[str, object]], *, states: bool
             setattr(result, name, value)
         result._update_count = 1
         results[str(one["key"])] = result
+    if logged and states and isinstance(results, _LocalResults):
+        results.last_batch, results.samples = (int(str(logged[0][name])) for name in ("last_batch", "samples"))
     if logged:
         # else the first call of `self.log` takes its batch for the epoch's first, and sets the sums back to zero
         trainer._logger_connector._first_loop_iter = True
@@ -265,7 +271,8 @@ class _LocalResults(_ResultCollection):
 
     samples = 0
     """Of the epoch so far, on this rank."""
-    _last = 0
+    last_batch = 0
+    """Samples of the last batch: the weight of what is logged at steps only."""
     _batch: object = None
 
     def __init__(self, before: _ResultCollection) -> None:
@@ -282,10 +289,10 @@ class _LocalResults(_ResultCollection):
     def batch(self, batch: object) -> None:
         self._batch = batch
         if batch is not None:
-            self._last = next(
+            self.last_batch = next(
                 (size for size in _extract_batch_size(cast("torch.Tensor", batch)) if size is not None), 1
             )
-            self.samples += self._last
+            self.samples += self.last_batch
 
     def log(self, fx: str, name: str, *args: object, batch_size: int | None = None, **options: object) -> None:
         """As Lightning's; what a hook logs without a batch is of all samples of the epoch so far."""
@@ -319,7 +326,7 @@ class _LocalResults(_ResultCollection):
             if result._computed is not None and result._computed is getattr(result, "reduced", None):
                 continue
             meta, value = result.meta, float(_computed_here(result))
-            weight = float(result.cumulated_batch_size) if meta.on_epoch and meta.is_mean_reduction else self._last
+            weight = float(result.cumulated_batch_size) if meta.on_epoch and meta.is_mean_reduction else self.last_batch
             suffix = (
                 self.DATALOADER_SUFFIX.format(meta.dataloader_idx)
                 if meta.add_dataloader_idx and meta.dataloader_idx is not None
