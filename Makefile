@@ -8,14 +8,14 @@ BIN := $(CURDIR)/$(VENV)/bin
 demo: $(VENV)/installed
 	PATH="$(BIN):$$PATH" flash-launch --nodes 2 --strategy freeze_unfreeze_deepspeed
 
-test: lint
+test: lint $(VENV)/examples/installed
 	$(BIN)/python -m pytest -m "not slow"
 
 # all tests on real Slurm clusters and sshd's, and all staged failures; what they need, see README
 test-cluster: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/cluster tests/e2e/test_failures.py
 
-test-all: lint
+test-all: lint $(VENV)/examples/installed
 	$(BIN)/python -m pytest
 
 # edits of the code that tests must notice: all of tests/mutants/*.toml, or `make mutants ONLY=name`
@@ -34,6 +34,15 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# timm and transformers, above the environment: beside torchmetrics they would slow every import of it
+$(VENV)/examples/installed: $(VENV)/installed-test
+	test -x $(VENV)/examples/bin/python || $(BIN)/python -m venv --without-pip $(VENV)/examples
+	$(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path('"'"'purelib'"'"')!r})")' \
+	    > "$$($(VENV)/examples/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)/examples/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c \
+	    'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["examples"])')
 	touch $@
 
 clean:
