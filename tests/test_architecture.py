@@ -15,7 +15,10 @@ LIGHT_LAUNCHER = (
     *("contradictions", "setup_keys", "verdict", "rank_guard", "errors", "executors", "cluster", "commands", "doctor"),
     *("job", "launching", "submission", "sweep", "console"),
 )
-LIGHT_STRATEGIES = ("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones")
+LIGHT_STRATEGIES = (
+    *("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones"),
+    "run_session",
+)
 
 
 def modules() -> dict[str, Path]:

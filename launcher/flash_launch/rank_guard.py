@@ -25,6 +25,7 @@ from pathlib import Path
 
 from flash_launch import oom_evidence, progress, telling
 from flash_launch.agent_guard import SHUTDOWN_SECONDS, begin_agent, log_start
+from flash_strategies.run_session import note_stop, stop_requested
 
 __all__ = [
     "ENDS",
@@ -46,7 +47,6 @@ _MOST_CAUSES, _MOST_FRAMES, _MOST_WORDS = 5, 60, 20_000
 
 _PR_SET_PDEATHSIG = 1
 _told = threading.Event()
-_stop = threading.Event()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -115,16 +115,6 @@ def _end_well() -> None:
         telling.own_path("pid").unlink(missing_ok=True)  # from here on, that this process is gone is no failure
         for kind in ("spare", "stack"):
             telling.own_path(kind).unlink(missing_ok=True)
-
-
-def note_stop(*_: object) -> None:
-    """Note, as a signal handler, that somebody asks this rank to save and stop."""
-    _stop.set()
-
-
-def stop_requested() -> bool:
-    """Whether somebody did."""
-    return _stop.is_set()
 
 
 def _begin_rank() -> None:

@@ -39,9 +39,7 @@ from flash_strategies.buffers import buffer_digests, prove_buffers_equal
 from flash_strategies.digest import combined_digest
 from flash_strategies.errors import ProofError
 from flash_strategies.lightning import FinetuningCallback, FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
-
-ATTEMPT = "FLASH_LAUNCH_ATTEMPT"
-"""Environment variable: the number of this attempt of the run."""
+from flash_strategies.run_session import ATTEMPT
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

@@ -215,7 +215,7 @@ def start_nodes(folder: Path, nodes: list[int], address: str) -> Verdict:
             rendezvous_seconds=3,
         )
         environment = agent_environment(
-            dict(os.environ), node=node, logs=str(run.logs), ends=str(ends), parent=os.getpid(), threads=1
+            dict(os.environ), folder=run, attempt=1, node=node, parent=os.getpid(), threads=1
         )
         agents.append(start_agent(node, argv, environment, run.agent_log(node)))
     watch(agents, Signals(), ends, 60)

@@ -271,17 +271,18 @@ def test_the_agents_command_line_is_text() -> None:
 
 def test_the_agents_environment_forgets_another_launch() -> None:
     base = {"RANK": "1", "MASTER_PORT": "1", "PET_NNODES": "9", "TORCHELASTIC_RUN_ID": "x", "HOME": "/h"}
-    environment = agent_environment(base, node=1, logs="/l", ends="/e", parent=7, threads=3, interface="lo")
+    run = RunFolder(Path("/r"))
+    environment = agent_environment(base, folder=run, attempt=2, node=1, parent=7, threads=3, interface="lo")
     assert environment == {
         "HOME": "/h",
         "OMP_NUM_THREADS": "3",
         "GLOO_SOCKET_IFNAME": "lo",
-        "FLASH_LAUNCH_LOGS": "/l",
-        "FLASH_LAUNCH_ENDS": "/e",
+        "FLASH_LAUNCH_RUN": "/r",
+        "FLASH_LAUNCH_ATTEMPT": "2",
+        "FLASH_LAUNCH_LOGS": "/r/logs",
+        "FLASH_LAUNCH_ENDS": "/r/attempts/0002",
         "FLASH_LAUNCH_NODE": "1",
         "FLASH_LAUNCH_PARENT": "7",
     }
-    assert (
-        agent_environment({"OMP_NUM_THREADS": "9"}, node=0, logs="", ends="", parent=1, threads=3)["OMP_NUM_THREADS"]
-        == "9"
-    )
+    set_before = agent_environment({"OMP_NUM_THREADS": "9"}, folder=run, attempt=1, node=0, parent=1, threads=3)
+    assert set_before["OMP_NUM_THREADS"] == "9"

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from flash_launch.errors import FencedError
 from flash_launch.processes import process_began
+from flash_strategies.run_session import EXIT_STOPPED
 
 __all__ = ["STOPPED", "Attempt", "Fence", "begin", "launcher_runs", "read_attempts"]
 
-STOPPED = 75
-"""Exit code of an attempt that was asked to stop, has saved, and can go on: sysexits.h's EX_TEMPFAIL, "try again"."""
+STOPPED = EXIT_STOPPED
+"""Exit code of an attempt that was asked to stop, has saved, and can go on."""
 _CLOCKS_DIFFER = 10.0
 """Seconds: the clock since boot is cut to whole ones, and the wall clock may have been set."""
 

@@ -116,7 +116,7 @@ def _start(
     port: int,
     attempt: int,
 ) -> Agent:
-    base = dict(os.environ if environment is None else environment) | {"FLASH_LAUNCH_ATTEMPT": str(attempt)}
+    base = dict(os.environ if environment is None else environment)
     if sys.stdout.isatty():  # a rank writes to a file, so its progress bar cannot see how wide the console is
         size = shutil.get_terminal_size()
         base |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
@@ -136,9 +136,9 @@ def _start(
         argv,
         agent_environment(
             base,
+            folder=folder,
+            attempt=attempt,
             node=node,
-            logs=str(folder.logs),
-            ends=str(folder.ends_of(attempt)),
             parent=os.getpid(),
             threads=max(1, usable_cores() // (nodes * procs_per_node)),
             gpus=None if gpus is None else gpus[node * procs_per_node : (node + 1) * procs_per_node],

@@ -189,10 +189,10 @@ def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str], address: st
         local_address=own,
     )
     environment = agent_environment(
-        {**os.environ, "FLASH_LAUNCH_ATTEMPT": str(task.attempt), "FLASH_LAUNCH_HOST": task.nodes[task.node]},
+        {**os.environ, "FLASH_LAUNCH_HOST": task.nodes[task.node]},
+        folder=folder,
+        attempt=task.attempt,
         node=task.node,
-        logs=str(folder.logs),
-        ends=str(folder.ends_of(task.attempt)),
         parent=os.getpid(),
         threads=max(1, usable_cores() // task.procs_per_node),
         interface=interface_of(own),

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from flash_launch import rank_guard
+from flash_launch.run_folder import RunFolder
+from flash_strategies.run_session import ATTEMPT, RUN
 
 __all__ = ["agent_argv", "agent_environment"]
 
@@ -61,9 +63,9 @@ def agent_argv(
 def agent_environment(
     base: Mapping[str, str],
     *,
+    folder: RunFolder,
+    attempt: int,
     node: int,
-    logs: str,
-    ends: str,
     parent: int,
     threads: int,
     gpus: Sequence[str] | None = None,
@@ -73,8 +75,8 @@ def agent_environment(
 
     Args:
         base: the environment to start from; what it says about ranks of another launch is left out.
-        logs: folder of the logs of ranks.
-        ends: folder where ranks and agents tell of their ends.
+        folder: the run folder, where ranks write their logs, and ranks and agents how they end.
+        attempt: the number of this attempt of the run.
         parent: the pid whose end ends the agent.
         threads: OMP_NUM_THREADS, if it is not set.
         gpus: what the node's ranks may use; None: CUDA_VISIBLE_DEVICES is left as it is.
@@ -90,6 +92,7 @@ def agent_environment(
         environment.setdefault("GLOO_SOCKET_IFNAME", interface)
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    environment |= {rank_guard.LOGS: logs, rank_guard.ENDS: ends}
+    environment |= {RUN: str(folder.path), ATTEMPT: str(attempt)}
+    environment |= {rank_guard.LOGS: str(folder.logs), rank_guard.ENDS: str(folder.ends_of(attempt))}
     environment |= {rank_guard.NODE: str(node), rank_guard.PARENT: str(parent)}
     return environment
