@@ -38,10 +38,7 @@ def load_class(spec: str, kind: type[T]) -> type[T]:
         spec, lambda value: inspect.isclass(value) and issubclass(value, kind) and value is not kind, kind.__name__
     )
     if not inspect.isclass(found) or not issubclass(found, kind):
-        hint = ""
-        if inspect.isclass(found) and any(base.__name__ == kind.__name__ for base in found.__mro__):
-            hint = ": it comes from the package lightning, import pytorch_lightning instead"
-        raise TaskError(f"{spec} in {_file(module)} is not a {kind.__name__}{hint}")
+        raise TaskError(f"{spec} in {_file(module)} is not a {kind.__name__}")
     return found
 
 

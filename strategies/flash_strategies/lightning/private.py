@@ -26,6 +26,7 @@ from pytorch_lightning.utilities.data import _extract_batch_size
 from torch.optim import Optimizer
 
 from flash_strategies.errors import UnsupportedVersionError
+from flash_strategies.lightning import one_lightning
 
 READ_VERSIONS = ("2.6.6",)
 P = ParamSpec("P")
@@ -39,12 +40,13 @@ def check_version() -> None:
     Raises:
         UnsupportedVersionError: another version is installed.
     """
-    version = metadata.version("pytorch-lightning")
+    name = one_lightning.used_distribution()
+    version = metadata.version(name)
     if version not in READ_VERSIONS:
         raise UnsupportedVersionError(
-            f"pytorch-lightning {version} is installed; transitions use parts of Lightning that were read at "
+            f"{name} {version} is installed; transitions use parts of Lightning that were read at "
             f"{', '.join(READ_VERSIONS)} only. Install one of these: "
-            f"pip install pytorch-lightning=={READ_VERSIONS[-1]}"
+            f"pip install {name}=={READ_VERSIONS[-1]}"
         )
 
 
