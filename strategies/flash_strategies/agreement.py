@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -28,6 +31,10 @@ class ControlGroup:
         self._timeout = timedelta(seconds=timeout) if timeout is not None else _default_timeout()
         group = dist.new_group(backend="gloo", timeout=self._timeout) if _many() else None
         self._group = group if isinstance(group, dist.ProcessGroup) else None
+        if self._group is not None:
+            if not _LIVE:
+                atexit.register(_release_groups)
+            _LIVE.add(self)
 
     @property
     def rank(self) -> int:
@@ -43,6 +50,12 @@ class ControlGroup:
     def process_group(self) -> dist.ProcessGroup | None:
         """The gloo group; None where there is one rank."""
         return self._group
+
+    def release(self) -> None:
+        """Let go of the group, at the end of the process; no rank waits for another."""
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
     def meet(self, where: str) -> None:
         """Wait until all ranks are here.
@@ -134,6 +147,20 @@ class ControlGroup:
             f"{difference}. Nothing was changed. Every rank must run the same strategy on the same model; look for "
             "code that depends on the rank, on time or on random numbers."
         )
+
+
+_LIVE: WeakSet[ControlGroup] = WeakSet()
+
+
+def _release_groups() -> None:
+    """Before Python ends: nothing of ours keeps process groups alive, a user's own in reference cycles included.
+
+    Gloo's threads end with their group; where Python's teardown finds them, it ends the process by SIGABRT, although
+    the user called destroy_process_group (pytorch/pytorch#179291).
+    """
+    for control in list(_LIVE):
+        control.release()
+    gc.collect()
 
 
 def _many() -> bool:
