@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # tests of W&B say otherwise; no other test waits for it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start is to heed Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RANK_CASES = Path(__file__).parent / "engines" / "rank_cases.py"
 MOST_STARTS = 5
