@@ -44,6 +44,7 @@ def start(
     timeout: float = 120,
     grace: float = 5,
     environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> list[Ended]:
     """Run `python ARGV` once per rank, as torchrun would, and wait for all.
 
@@ -54,6 +55,7 @@ def start(
         timeout: seconds after which they are killed.
         grace: seconds the others have to end by themselves once one has failed.
         environment: more variables.
+        python: the interpreter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
@@ -80,7 +82,7 @@ def start(
             with log.open("wb") as sink:
                 ranks.append(
                     subprocess.Popen(
-                        [sys.executable, *argv],
+                        [python, *argv],
                         stdin=subprocess.DEVNULL,
                         stdout=sink,
                         stderr=subprocess.STDOUT,

@@ -109,18 +109,23 @@ def test_no_circles() -> None:
 
 
 def test_engines_do_not_know_the_front_doors() -> None:
-    doors = ("flash_strategies.lightning", "flash_strategies.plain")
+    doors = ("flash_strategies.lightning", "flash_strategies.plain", "flash_strategies.accelerate")
     for name in of("flash_strategies", ("engines", "transition", "plan", "agreement", "digest", "selection", "phases")):
         assert not [found for found in imports(MODULES[name], at_import=False) if found.startswith(doors)], name
 
 
 @pytest.mark.parametrize(
     ("library", "file"),
-    [("deepspeed", "flash_strategies.deepspeed_private"), ("pytorch_lightning", "flash_strategies.lightning.private")],
+    [
+        ("deepspeed", "flash_strategies.deepspeed_private"),
+        ("pytorch_lightning", "flash_strategies.lightning.private"),
+        ("accelerate", "flash_strategies.accelerate.private"),
+    ],
 )
 def test_private_parts_are_reached_from_one_file(library: str, file: str) -> None:
     """Only one file imports from below the library's public face."""
     public = {
+        "accelerate": {"accelerate"},
         "deepspeed": {"deepspeed", "deepspeed.ops.adam", "deepspeed.zero"},
         "pytorch_lightning": {
             "pytorch_lightning",

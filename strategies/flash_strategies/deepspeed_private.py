@@ -149,7 +149,24 @@ def without_shm_op() -> None:
 def initialize(
     task: nn.Module, optimizer: Optimizer | None, config: Mapping[str, object], **options: object
 ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
-    """`deepspeed.initialize`, also of a task with 0-dimensional parameters; the process group is there already.
+    """`deepspeed.initialize`, also of a task with 0-dimensional parameters; the process group is there already."""
+    import deepspeed
+
+    with taking_scalars(task):
+        engine, wrapper, _, _ = deepspeed.initialize(
+            model=task,
+            optimizer=optimizer,
+            model_parameters=[parameter for parameter in task.parameters() if parameter.requires_grad],
+            config=dict(config),
+            dist_init_required=False,
+            **options,
+        )
+    return engine, wrapper
+
+
+@contextmanager
+def taking_scalars(task: nn.Module) -> Iterator[None]:
+    """While it lasts, `deepspeed.initialize` takes a task with 0-dimensional parameters.
 
     DeepSpeed broadcasts `parameter.data.view(torch.uint8)`, which a tensor without dimensions does not have.
     """
@@ -180,15 +197,7 @@ def initialize(
         ):
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        engine, wrapper, _, _ = deepspeed.initialize(
-            model=task,
-            optimizer=optimizer,
-            model_parameters=[parameter for parameter in task.parameters() if parameter.requires_grad],
-            config=dict(config),
-            dist_init_required=False,
-            **options,
-        )
-    return engine, wrapper
+        yield
 
 
 def whole_weights(folder: str) -> dict[str, torch.Tensor]:

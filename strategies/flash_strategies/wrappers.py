@@ -48,7 +48,7 @@ def refuse_second_ddp(task: nn.Module) -> None:
             raise TransitionError(
                 "there is a second DistributedDataParallel around the task, which does not follow a transition: leave "
                 "the wrapping to Finetuner, and call the model that ddp() or deepspeed() and begin_epoch() give (with "
-                "Accelerate, prepare the data loaders only, not the model)"
+                "Accelerate, use flash_strategies.accelerate, or prepare the data loaders only, not the model)"
             )
 
 

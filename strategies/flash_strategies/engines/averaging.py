@@ -50,6 +50,12 @@ class AveragingDDP(DistributedDataParallel):
         self._hides: bool | None = None if options.get("find_unused_parameters") and not self.static_graph else False
         self._queued = False
 
+    def wrap_again(self, **options: object) -> None:
+        """Begin anew around the same module, in place: whoever holds this object need not hear of a transition."""
+        training = self.training
+        AveragingDDP.__init__(self, self.module, **options)
+        self.training = training
+
     def _post_forward(self, output: object) -> object:
         """DDP's step between the two passes, in which its reducer gets ready; left out where it would fail."""
         if self._hides is False or not torch.is_grad_enabled() or not self.require_backward_grad_sync:
