@@ -9,7 +9,7 @@ from flash_launch.data.folder_splits import LEFT_BY_TOOLS, Splits, called_as_spl
 from flash_launch.data.images import ImageData, LabelledImages, split_by_class
 from flash_launch.errors import DataError
 
-__all__ = ["IMAGE_ENDINGS", "image_folder"]
+__all__ = ["IMAGE_ENDINGS", "ClassImages", "class_images", "flat_images", "image_folder"]
 
 IMAGE_ENDINGS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
@@ -32,6 +32,20 @@ class _Found:
 
     inner: dict[str, list[str]] = field(default_factory=dict)
     """Folders inside a class that may be classes themselves, by the name of the class."""
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The sentences of `notes`, and those about other files and folders."""
+        notes = list(self.notes)
+        if self.others:
+            endings = ", ".join(
+                f"{count:,} {ending or 'without ending'}" for ending, count in self.others.most_common(5)
+            )
+            notes.append(f"files that are not images by their ending are passed over: {endings}")
+        if self.inner:
+            inner = [f"{name} ({_listed(names)})" for name, names in self.inner.items()]
+            notes.append(f"folders inside a class belong to it: {_listed(inner)}")
+        return notes
 
 
 def image_folder(
@@ -77,14 +91,58 @@ def image_folder(
         num_workers=num_workers,
         image_size=image_size,
     )
-    if found.others:
-        endings = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in found.others.most_common(5))
-        found.notes.append(f"files that are not images by their ending are passed over: {endings}")
-    if found.inner:
-        inner = [f"{name} ({_listed(names)})" for name, names in found.inner.items()]
-        found.notes.append(f"folders inside a class belong to it: {_listed(inner)}")
-    data.notes += found.notes
+    data.notes += found.all_notes
     return data
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """The images of one folder that has a folder per class."""
+
+    names: tuple[str, ...]
+    """Of the classes."""
+
+    paths: tuple[Path, ...]
+    """The images."""
+
+    labels: tuple[int, ...]
+    """As many: the position of each one's class in the names."""
+
+    notes: tuple[str, ...]
+    """What was passed over, a sentence each."""
+
+
+def class_images(folder: Path, argument: str) -> ClassImages:
+    """The images of a folder with a folder per class; nothing in it is taken for a split.
+
+    Raises:
+        DataError: no such folder, no classes, or a class without images. `argument` gave the folder.
+    """
+    _check_folder(folder, argument)
+    found = _Found()
+    names = _class_names(folder, found)
+    images = _images(folder, names, names, found)
+    return ClassImages(tuple(names), images.paths, images.labels, tuple(found.all_notes))
+
+
+def flat_images(folder: Path, argument: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """All images in a folder and below it, and what was passed over, a sentence each.
+
+    Raises:
+        DataError: no such folder, or no images in it. `argument` gave the folder.
+    """
+    _check_folder(folder, argument)
+    found = _Found()
+    paths = _image_files(folder, found)
+    found.inner.clear()  # no classes here
+    if not paths:
+        raise DataError(f"{argument}={folder} has no images ({', '.join(IMAGE_ENDINGS)})")
+    return tuple(paths), tuple(found.all_notes)
+
+
+def _check_folder(folder: Path, argument: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"{argument}={folder} {'is not a folder' if folder.exists() else 'does not exist'}")
 
 
 def _split_images(splits: Splits, found: _Found) -> tuple[list[str], LabelledImages, LabelledImages]:

@@ -19,9 +19,21 @@ from flash_launch.data.run_data import MapData, described
 from flash_launch.data.sampling import derived_seed, drawn_from
 from flash_launch.errors import DataError
 
-__all__ = ["ImageData", "ImageFiles", "LabelledImages", "check_files", "read_image", "split_by_class"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageData",
+    "ImageFiles",
+    "LabelledImages",
+    "check_files",
+    "read_image",
+    "split_by_class",
+]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+IMAGENET_MEAN, IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as torchvision's weights expect
 _SCAN_LIMIT = 20_000
 
 
@@ -51,7 +63,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: LabelledImages, size: int, seed: int = 0, epoch: Tensor | None = None) -> None:
         self.images, self.seed, self.epoch = images, seed, epoch
-        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
+        normalise = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         if epoch is None:
             crop = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
         else:

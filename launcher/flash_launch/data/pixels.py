@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from flash_launch.errors import DataError
 
-__all__ = ["ImageLook", "look_at", "notes_on", "read_image"]
+__all__ = ["ImageLook", "look_at", "notes_on", "read_image", "to_rgb"]
 
 # What PIL raises for a file that is missing, cut short, no image, or made to exhaust the memory.
 _READ_ERRORS = (
@@ -62,6 +62,18 @@ def read_image(path: Path) -> Image.Image:
             return _rgb(image)
     except _READ_ERRORS as error:
         raise DataError(f"image {path} cannot be read: {error}") from error
+
+
+def to_rgb(image: Image.Image, where: str) -> Image.Image:
+    """An image in memory as RGB of 8 bits per channel, by the rules of `read_image`, but for its orientation tag.
+
+    Raises:
+        DataError: see read_image; `where` says which image it is.
+    """
+    try:
+        return _rgb(image)
+    except _READ_ERRORS as error:
+        raise DataError(f"{where} cannot be read: {error}") from error
 
 
 def look_at(path: Path) -> ImageLook:

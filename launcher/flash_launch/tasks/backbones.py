@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,30 +69,39 @@ def suitable_image_size(name: str) -> int:
     return int(weights.transforms().crop_size[0])
 
 
-def build_backbone(name: str, num_classes: int, image_size: int | None = None) -> SplitModel:
+def build_backbone(
+    name: str, num_classes: int, image_size: int | None = None, options: Mapping[str, object] | None = None
+) -> SplitModel:
     """Build a model with random weights and split it.
 
     Args:
         name: one of `backbone_names()`.
         num_classes: outputs of the head.
         image_size: pixels on each side, for the models whose parameters depend on it (ViT, MaxViT); None: theirs.
+        options: more arguments for torchvision's function of this name.
 
     Raises:
-        TaskError: an unknown name, or an image size that the model cannot take.
+        TaskError: an unknown name, an image size that the model cannot take, or unknown options.
     """
     check_backbone(name)
     if name == DIGITS_NET:
+        if options:
+            raise TaskError(f"{name} takes no arguments, and was given {dict(options)}")
         return SplitModel(DigitsNet(), nn.Linear(DigitsNet.num_features, num_classes), "head")
-    options: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    chosen: dict[str, object] = {"weights": None, "num_classes": num_classes}
     if name in WITH_SIDE_HEADS:
         # torchvision's weights for these two expect the first normalisation to be undone, as it does with its own.
-        options |= {"aux_logits": False, "init_weights": True, "transform_input": True}
+        chosen |= {"aux_logits": False, "init_weights": True, "transform_input": True}
     if image_size is not None and name.startswith("vit_"):
-        options["image_size"] = image_size
+        chosen["image_size"] = image_size
     if image_size is not None and name.startswith("maxvit_"):
-        options["input_size"] = (image_size, image_size)
+        chosen["input_size"] = (image_size, image_size)
     try:
-        return split_head(torchvision.models.get_model(name, **options))
+        return split_head(torchvision.models.get_model(name, **chosen, **(options or {})))
+    except TypeError as error:
+        if not options:
+            raise
+        raise TaskError(f"{name} cannot be built with {dict(options)}: {error}") from error
     except (AssertionError, ValueError) as error:
         size = f"--image-size {suitable_image_size(name)}"
         raise TaskError(

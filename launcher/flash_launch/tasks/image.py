@@ -1,23 +1,25 @@
-"""ImageClassifier: the built-in task, image classification with any backbone."""
+"""ImageClassifier of the command: its built-in task, image classification with any backbone."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
 from flash_launch.errors import TaskError
 from flash_launch.tasks.backbones import DIGITS_NET, build_backbone
+from flash_launch.tasks.classifier import Classifier, check_classes
 from flash_launch.tasks.sample_mean import SampleMean
 from flash_launch.tasks.weights import load_weights
 
 __all__ = ["ImageClassifier", "check_images", "torchvision_state_dict"]
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Classifier):
     """A pretrained `backbone` and a new `head`, trained with cross entropy. The optimizer is the run's.
+
+    The command's built-in task; `flash_launch.image` has the one with Flash's arguments.
 
     Logs `train_loss` (every step; this rank's batch), `train_loss_epoch`, `val_loss` and `val_accuracy` (every epoch;
     means over the samples of all ranks, exact whatever their number).
@@ -43,24 +45,17 @@ class ImageClassifier(LightningModule):
         image_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise TaskError(f"num_classes was given {num_classes}: it must be 1 or more")
+        check_classes(num_classes)
+        check_classes(num_classes)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = build_backbone(backbone, num_classes, image_size)
-        self.notes = load_weights(model, backbone, weights)
+        notes = load_weights(model, backbone, weights)
+        super().__init__(model.backbone, model.head, num_classes, grey=backbone == DIGITS_NET)
+        self.notes = notes
         """What a user should know about the weights, a sentence each."""
-        self.backbone_name, self.head_name, self.num_classes = backbone, model.head_name, num_classes
-        self.backbone, self.head = model.backbone, model.head
+        self.backbone_name, self.head_name = backbone, model.head_name
         self.train_loss_mean, self.val_loss_mean, self.val_accuracy_mean = (SampleMean() for _ in range(3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (n, num_classes) of normalised images (n, 3, h, w), or grey ones (n, 1, h, w)."""
-        if images.shape[1] == 1 and self.backbone_name != DIGITS_NET:
-            images = images.expand(-1, 3, -1, -1)
-        logits: Tensor = self.head(self.backbone(images))
-        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross entropy of a batch: images (n, c, h, w) and labels (n,), int64."""

@@ -28,7 +28,7 @@ _PART = re.compile(r"-\d+-of-\d+\.")
 _OLD_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
 
 
-def load_weights(model: SplitModel, name: str, weights: str | None) -> tuple[str, ...]:
+def load_weights(model: SplitModel, name: str, weights: str | None, *, file_only: bool = False) -> tuple[str, ...]:
     """Copy pretrained weights into a model.
 
     Args:
@@ -38,6 +38,7 @@ def load_weights(model: SplitModel, name: str, weights: str | None) -> tuple[str
             (safetensors, what torch.save wrote, or an index of several) with the names of torchvision's model, of an
             ImageClassifier or of its backbone, under any key and after any prefix; FILE:KEY names one of several;
             None: DEFAULT.
+        file_only: the model is not one of torchvision's, so its weights have no names there.
 
     Returns:
         What a user should know about what was done, a sentence each.
@@ -49,7 +50,7 @@ def load_weights(model: SplitModel, name: str, weights: str | None) -> tuple[str
     if weights == _NONE:
         return (f"{name} starts from random weights",)
     file, key = _file_and_key(weights or "DEFAULT")
-    source, tables = _read(name, file)
+    source, tables = (file, read_tables(Path(file).expanduser())) if file_only else _read(name, file)
     target = {"backbone." + key: value for key, value in model.backbone.state_dict().items()}
     target |= {"head." + key: value for key, value in model.head.state_dict().items()}
     renamed = _new_densenet_name if name.startswith("densenet") else str
