@@ -13,7 +13,7 @@ HEAVY = {"torch", "torchvision", "deepspeed", "pytorch_lightning", "accelerate",
 LIGHT_LAUNCHER = (
     *("cli", "__main__", "config", "options", "option_parser", "machine", "preparation", "run_folder", "setups"),
     *("contradictions", "setup_keys", "verdict", "rank_guard", "errors", "executors", "cluster", "commands", "doctor"),
-    *("job", "launching", "submission", "sweep", "console"),
+    *("job", "launching", "submission", "sweep", "console", "class_paths", "trainer_options"),
 )
 LIGHT_STRATEGIES = (
     *("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones"),

@@ -32,6 +32,7 @@ from flash_launch.setups import (
 from flash_launch.tasks.backbones import suitable_image_size
 from flash_launch.tasks.image import ImageClassifier, check_images
 from flash_launch.tasks.own import build_own, load_class
+from flash_launch.training.trainer_parts import TrainerParts, build_parts, check_parts
 from flash_strategies.lightning import FinetuningCallback, private
 from flash_strategies.parameter_checks import Holding, averaged_copy, check_callbacks, check_copies, check_parameters
 from flash_strategies.phases import ResolvedPhase
@@ -59,6 +60,8 @@ class Assembly:
     """The resolved setup: what DistributedDataParallel or DeepSpeed is given."""
     world_size: int
     """Number of ranks."""
+    trainer_parts: TrainerParts
+    """What the user adds to the Trainer."""
     notes: tuple[str, ...] = ()
     """What the user should know before the start, a sentence each."""
     no_decay: tuple[str, ...] | None = None
@@ -99,18 +102,23 @@ def assemble(config: RunConfig, *, world_size: int, procs_per_node: int, cuda: b
         task = _image_classifier(config, data)
     holding = Holding(setup.stage, _DTYPES[dtype_of(config.precision)], cuda)
     layout = _check_parameters(task, holding) if read_data else ()
+    parts = build_parts(config, holding)
+    if read_data:
+        check_parts(config, parts)
     finetuning = build_finetuning(config)
     phases = phases_on(task, config, finetuning)
     _check_phases(config, setup, phases)
     notes = [*(task.notes if isinstance(task, ImageClassifier) else ()), *_unused(config, task), *layout]
+    notes += [parts.note] if parts.note is not None else []
     notes += handover_on(task, config, finetuning).messages
     data.single_samples = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.modules())
     if read_data:
         check_data(data, world_size)
     no_decay = _give_optimizer(task, config, offload=setup.offload, cuda=cuda)
     engine_config = resolve_setup(setup, numbers, model_numbers(task, phases))
+    notes += data.notes
     return Assembly(
-        config, task, data, finetuning, phases, setup, engine_config, world_size, (*notes, *data.notes), no_decay
+        config, task, data, finetuning, phases, setup, engine_config, world_size, parts, tuple(notes), no_decay
     )
 
 

@@ -14,6 +14,7 @@ from flash_launch.options import (
     RankOptions,
     StrategyOptions,
     TaskOptions,
+    TrainerOptions,
     TrainingOptions,
     WandbOptions,
     option_name,
@@ -68,6 +69,7 @@ class RunConfig(
     WandbOptions,
     OutputOptions,
     OptimizerOptions,
+    TrainerOptions,
     TrainingOptions,
     DataOptions,
     TaskOptions,
@@ -86,6 +88,7 @@ class RunConfig(
         TaskOptions,
         DataOptions,
         TrainingOptions,
+        TrainerOptions,
         OptimizerOptions,
         OutputOptions,
         WandbOptions,
@@ -183,6 +186,9 @@ class RunConfig(
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> "RunConfig":
         """From values whose names and types were checked by option_parser."""
+        trainer = values.get("trainer")
+        if isinstance(trainer, Mapping):  # typed with dashes or underscores, as options are
+            values = {**values, "trainer": {str(name).replace("-", "_"): value for name, value in trainer.items()}}
         return cls(**values)  # type: ignore[arg-type]
 
     def default(self, name: str) -> object:

@@ -18,7 +18,7 @@ MAY_CHANGE = frozenset(
     (
         *("nodes", "procs_per_node", "hosts", "hostfile", "accelerator", "timeout", "setup", "nvme_path"),
         *("max_epochs", "batch_size", "accumulate", "num_workers"),
-        *("limit_train_batches", "limit_val_batches"),
+        *("limit_train_batches", "limit_val_batches", "trainer"),
         *("output_dir", "resume", "checkpoint_every", "keep_last", "keep_best", "background_checkpoints"),
         *("wandb", "wandb_name", "wandb_group", "wandb_job_type", "wandb_tags", "wandb_artifact"),
     )

@@ -4,6 +4,7 @@ from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.metric_goal import MetricGoal
 from flash_launch.options import option_name
+from flash_launch.trainer_options import check_trainer
 
 __all__ = ["check_options"]
 
@@ -33,6 +34,7 @@ def check_options(config: RunConfig) -> None:
     _check_arguments(config)
     _check_keep_best(config)
     _check_epochs(config)
+    check_trainer(config)
     if not config.own_strategy:  # those are looked at where they may import torch
         _check_strategy(config)
     _check_engine(config)

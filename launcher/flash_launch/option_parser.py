@@ -1,5 +1,6 @@
 """Reads options from the command line and from YAML by jsonargparse, and says in one sentence what is wrong."""
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -13,6 +14,7 @@ from typing import Literal
 import yaml
 from jsonargparse import ArgumentParser
 
+from flash_launch.class_paths import MODEL, SEED, with_options
 from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.options import field_docstrings, option_name
@@ -101,7 +103,22 @@ def parse_run_options(argv: Sequence[str], usage: str) -> RunConfig:
         namespace = parser.parse_args(rest)
     except ArgumentError as error:
         raise ConfigError(_explain(str(error), "")) from error
-    return RunConfig.from_values({name: getattr(namespace, name) for name in _TYPES})
+    values = {name: getattr(namespace, name) for name in _TYPES}
+    for argument in rest:
+        if match := re.match(r"--([\w-]+)\.([\w.+-]+)", argument):
+            _load_scalar(values[match[1].replace("-", "_")], match[2].split("."))
+    return RunConfig.from_values(values)
+
+
+def _load_scalar(mapping: object, path: Sequence[str]) -> None:
+    """Make a number, a truth value or null of the text that was typed for an item of a mapping."""
+    *above, last = path
+    for name in above:
+        mapping = mapping.get(name) if isinstance(mapping, dict) else None
+    if isinstance(mapping, dict) and isinstance(text := mapping.get(last), str):
+        with contextlib.suppress(yaml.YAMLError):
+            value: object = yaml.load(text, Loader=_UniqueKeys)
+            mapping[last] = value if value is None or isinstance(value, (bool, int, float)) else text
 
 
 def read_yaml(text: str, source: str) -> dict[str, object]:
@@ -123,7 +140,7 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
         name = str(key).replace("-", "_")
         if name == SLURM:
             continue  # read by slurm_sections, for those commands that submit
-        if name not in _TYPES:
+        if name not in _TYPES and name not in (MODEL, SEED):
             raise ConfigError(f"{source}: unknown key {str(key)!r}{nearest(name, list(_TYPES))}")
         if name in values:
             raise ConfigError(f"{source}: the key {name!r} is there twice, with a dash and with an underscore")
@@ -160,7 +177,7 @@ def values_from_mapping(values: Mapping[str, object], source: str) -> dict[str, 
     Raises:
         ConfigError: a value of the wrong type. `source` begins the message.
     """
-    values = taken_apart(values, source)
+    values = taken_apart(with_options(values, source), source)
     for name, value in values.items():
         if value is None and type(None) not in typing.get_args(_TYPES[name]):
             raise ConfigError(f"{source}: {name} has no value: {_expected(name)}")
@@ -192,7 +209,8 @@ def _build_parser(usage: str) -> ArgumentParser:
             choices = f"{{{','.join(_choices(field.name))}}}" if _choices(field.name) else ""
             group.add_argument(
                 option_name(field.name),
-                type=_TYPES[field.name],
+                # with dict[str, object], jsonargparse would import each class_path in it: that is for the ranks
+                type=dict if typing.get_origin(_TYPES[field.name]) is dict else _TYPES[field.name],
                 default=default,
                 metavar=choices or field.metadata.get("metavar") or _metavar(field.name),
                 help=texts[field.name] + (f" Default: {str(default).lower()}." if tell_default else ""),

@@ -13,6 +13,7 @@ __all__ = [
     "RankOptions",
     "StrategyOptions",
     "TaskOptions",
+    "TrainerOptions",
     "TrainingOptions",
     "WandbOptions",
     "field_docstrings",
@@ -149,6 +150,16 @@ class TrainingOptions:
 
     limit_val_batches: int | None = None
     """Only this many batches per rank of each validation; 0: no validation. Default: all."""
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """trainer: callbacks, loggers and flags of Lightning's Trainer"""
+
+    trainer: dict[str, object] = field(default_factory=dict, metadata={"metavar": "{NAME: VALUE}"})
+    """Arguments of Lightning's Trainer, as --trainer.NAME VALUE or under `trainer:` in the YAML file: callbacks by
+    class_path and init_args, --trainer.logger tensorboard or csv beside W&B, --trainer.deterministic true, ...
+    What a run decides by itself is refused, with the option for it."""
 
 
 @dataclass(frozen=True)

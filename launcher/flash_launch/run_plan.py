@@ -50,6 +50,7 @@ def plan_json(assembly: Assembly) -> dict[str, object]:
         "data": assembly.data.description,
         "phases_known": bool(assembly.phases),
         "phases": phases,
+        "trainer": assembly.config.trainer,
         "no_decay": list(assembly.no_decay) if assembly.no_decay is not None else None,
     }
 

@@ -34,6 +34,7 @@ from flash_launch.rank_guard import note_stop
 from flash_launch.recorder import Recorder
 from flash_launch.run_folder import RunFolder, append_jsonl, write_json
 from flash_launch.tracking.logger import RunLogger, start_tracking
+from flash_launch.training.trainer_parts import LoggersSaved, build_loggers
 from flash_strategies import reporting
 from flash_strategies.buffers import buffer_digests, prove_buffers_equal
 from flash_strategies.digest import combined_digest
@@ -111,6 +112,14 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
         resumer = [Resumer(folder, manifest, position, finetuning, saver, max_epochs=config.max_epochs)]
         epochs = max(epochs, position.epoch + 1)  # Lightning would not begin with nothing to do, and restore nothing
     recorder.phase_layers({phase.phase.name: len(phase.selection.layers) for phase in assembly.phases})
+    parts = assembly.trainer_parts
+    loggers = build_loggers(config, folder, resumed_step=attempt.resumed_step)
+    arguments: dict[str, object] = {
+        "log_every_n_steps": 10,  # what the task itself logs at steps
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        **parts.arguments,
+    }
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cuda" if uses_cuda(config) else "cpu",
@@ -128,20 +137,20 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
             LoggedValues(finetuning),
             *resumer,
             recorder,
-            EpochBar(),
+            *([] if parts.other_bar else [EpochBar()]),
+            *([LoggersSaved(loggers)] if loggers else []),
             saver,
+            *parts.callbacks,
         ],
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
         limit_train_batches=config.limit_train_batches,
         limit_val_batches=config.limit_val_batches,
-        logger=logger or False,
-        log_every_n_steps=10,  # what the task itself logs at steps
+        logger=[*loggers, *([logger] if logger is not None else [])],  # the first is the task's self.logger
         enable_checkpointing=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,  # RunData deals the samples out
-        num_sanity_val_steps=0,
         default_root_dir=str(folder.path),
+        **arguments,  # type: ignore[arg-type]
     )
     if logger is not None:
         logger.follow(trainer)

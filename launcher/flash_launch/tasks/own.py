@@ -117,7 +117,23 @@ def build_own(own: type[T], args: Mapping[str, object], option: str = "--task-ar
             f"{option}.{missing[0]} or in the YAML file, or give it a default"
         )
     with users_code(f"{own.__name__} cannot be built"):
-        return own(**args)
+        return own(**{name: _instantiated(value) for name, value in args.items()})
+
+
+def _instantiated(value: object) -> object:
+    """An argument, with an object in place of each class_path with init_args, as LightningCLI has it."""
+    if isinstance(value, list):
+        return [_instantiated(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    path = value.get("class_path")
+    if not isinstance(path, str) or set(value) - {"class_path", "init_args"}:
+        return {name: _instantiated(one) for name, one in value.items()}
+    module, _, name = path.replace(":", ".").rpartition(".")
+    found, _ = load_named(f"{module}:{name}", inspect.isclass, "class")
+    arguments = {name: _instantiated(one) for name, one in (value.get("init_args") or {}).items()}
+    assert callable(found)
+    return found(**arguments)
 
 
 def _import(spec: str, module_name: str) -> ModuleType:

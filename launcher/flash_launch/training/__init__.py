@@ -1,0 +1,1 @@
+"""What trains: Flash's Trainer over Lightning's."""
