@@ -19,9 +19,9 @@ for epoch in range(4):
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -46,17 +46,21 @@ from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
-from flash_strategies.errors import CheckpointError, TransitionError
+from flash_strategies.errors import CheckpointError, StrategyValueError, TransitionError
 from flash_strategies.handover import set_trainable
 from flash_strategies.parameter_checks import Holding, averaged_copy, check_copies, check_initialised, check_parameters
 from flash_strategies.phases import find_handover, phase_at, resolve_phases
 from flash_strategies.registry import parse_strategy
 from flash_strategies.reporting import say
+from flash_strategies.resumption import Resumption, skipped
+from flash_strategies.run_session import current_session
 from flash_strategies.schedulers import Scheduler
 from flash_strategies.transition import TransitionReport, Transitions
 from flash_strategies.wrappers import OURS, refuse_second_ddp, refuse_wrapped
 
 _SMALL = "finetuner.pt"
+
+_T = TypeVar("_T")
 
 
 class Finetuner:
@@ -99,6 +103,18 @@ class Finetuner:
         self._in_ddp = False
         self._transitions: Transitions | None = None
         self._steps = 0
+        self._max_epochs = max_epochs
+        self._resumption: Resumption | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """What to call in the loop: as `begin_epoch` gives it."""
+        return self._model
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._steps
 
     @property
     def transitions(self) -> Transitions:
@@ -220,6 +236,43 @@ class Finetuner:
         """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex."""
         self.transitions.equalise_buffers()
         return self.transitions.check()
+
+    # ---- the loop, where it is to stop and resume
+
+    def epochs(self, checkpoints: str | Path | None = None) -> Iterator[int]:
+        """The epochs that are left, in place of `range(max_epochs)`; each is begun and ended.
+
+        A checkpoint is written after each, and read at the start. Under flash-launch they lie in the run folder, and a
+        stop that is asked for is heeded between two of `batches`, or else at an epoch's end.
+
+        Args:
+            checkpoints: folder for them; None is flash-launch's, and without flash-launch nothing is saved.
+
+        Raises:
+            StrategyValueError: max_epochs is not known.
+            CheckpointError: what is there cannot be read, or does not fit.
+            SystemExit: with run_session.EXIT_STOPPED, where a stop was asked for; all is saved then.
+        """
+        if self._max_epochs is None:
+            raise StrategyValueError(f"epochs() counts to max_epochs: give it to {type(self).__name__}(...)")
+        folder = Path(checkpoints) if checkpoints is not None else None
+        self._resumption = Resumption(self, current_session(), folder)
+        yield from self._resumption.epochs(self._max_epochs)
+
+    def batches(self, loader: Iterable[_T]) -> Iterator[_T]:
+        """The epoch's batches that are left of the training loader; between two of them a stop is heeded.
+
+        Raises:
+            TransitionError: outside of a loop over `epochs`.
+            SystemExit: with run_session.EXIT_STOPPED, where a stop was asked for; all is saved then.
+        """
+        if self._resumption is None:
+            raise TransitionError("batches() counts the batches of an epoch: loop over epochs() around it")
+        yield from self._resumption.batches(loader)
+
+    def without_first(self, loader: Iterable[_T], batches: int) -> Iterable[_T]:
+        """The loader from a batch on."""
+        return skipped(loader, batches)
 
     # ---- checkpoints
 

@@ -4,20 +4,18 @@ accelerator = Accelerator()                                               # DDP,
 finetuner = AccelerateFinetuner(accelerator, model, ("freeze_unfreeze", 2), max_epochs=4)       # freezes
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 model, optimizer, loader = finetuner.prepare(model, optimizer, loader)    # instead of accelerator.prepare
-for epoch in range(4):
-    finetuner.begin_epoch(epoch)                                          # makes the transition; the objects stay
-    for images, labels in loader:
+for epoch in finetuner.epochs():                                          # makes transitions; the objects stay
+    for images, labels in finetuner.batches(loader):                      # stops, saves and resumes under flash-launch
         with accelerator.accumulate(model):
             loss = loss_of(model(images), labels)
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-    finetuner.end_epoch()                                                 # equal statistics, equal ranks
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, cast, overload
 
@@ -88,13 +86,8 @@ class AccelerateFinetuner(Finetuner):
         self._loaders: list[object] = []
         self._ended = True
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps so far."""
-        return self._steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
+    def set_steps(self, steps: int) -> None:
+        """How many optimizer steps there were before this process."""
         self._steps = steps
 
     # ---- prepare
@@ -277,6 +270,10 @@ class AccelerateFinetuner(Finetuner):
         """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex."""
         self._ended = True
         return super().end_epoch()
+
+    def without_first(self, loader: Iterable[_T], batches: int) -> Iterable[_T]:
+        """The loader from a batch on; what is skipped is not loaded."""
+        return cast(Iterable[_T], self.accelerator.skip_first_batches(loader, batches))
 
     def _refuse_open(self) -> None:
         if private.is_open(self.accelerator):

@@ -100,7 +100,7 @@ class SavedState:
                 "weights, optimizer and schedules are resumed, random states are not those of an unstopped run",
                 NOTES,
             )
-        here.steps = int(steps)
+        here.set_steps(int(steps))
         return EngineState.from_json(engine)
 
     # ---- in place of DeepSpeed's
