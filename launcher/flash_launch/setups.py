@@ -171,10 +171,23 @@ def load_setup(name_or_file: str) -> Setup:
         raise SetupError(f"setup {name_or_file}: not valid JSON: {error}") from None
     if not isinstance(template, dict):
         raise SetupError(f"setup {name_or_file}: the file must hold one JSON object, not {type(template).__name__}")
+    return setup_of(name_or_file, template)
+
+
+def setup_of(name: str, template: Json) -> Setup:
+    """The setup that a JSON object describes.
+
+    Args:
+        name: what messages call it.
+        template: as in a file.
+
+    Raises:
+        SetupError: as `load_setup`.
+    """
     try:
-        return _checked(name_or_file, template)
+        return _checked(name, template)
     except SetupError as error:
-        raise SetupError(f"setup {name_or_file}: {error}") from None
+        raise SetupError(f"setup {name}: {error}") from None
 
 
 def dtype_of(precision: str) -> DType:

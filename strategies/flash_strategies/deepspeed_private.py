@@ -438,12 +438,16 @@ def _flattened(tensors: Sequence[nn.Parameter], alignment: int) -> torch.Tensor:
 
 def take_down_partitioned(engine: DeepSpeedEngine) -> None:
     """Stage 3: partition all parameters again, and remove the hooks and closures that would use the old wrapper."""
-    from deepspeed.runtime.zero import parameter_offload
-
     wrapper = engine.optimizer
     wrapper.parameter_offload.partition_all_parameters()
     wrapper.destroy()
-    for module in engine.module.modules():
+    _restore_modules(engine.module)
+
+
+def _restore_modules(task: nn.Module) -> None:
+    from deepspeed.runtime.zero import parameter_offload
+
+    for module in task.modules():
         for name in ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining"):
             module.__dict__.pop(name, None)
         # the next wrapper puts a container of its own around the plain one; without this they would nest
@@ -453,9 +457,40 @@ def take_down_partitioned(engine: DeepSpeedEngine) -> None:
             plain.update(module._parameters)
             module.__dict__["_parameters"] = plain
     stack = parameter_offload.FWD_MODULE_STACK
-    stack[:] = [module for module in stack if module is not engine.module]
-    for parameter in engine.module.parameters():
+    stack[:] = [module for module in stack if module is not task]
+    for parameter in task.parameters():
         parameter.__dict__.pop("_z3_optimizer", None)
+
+
+_OF_PARTITIONED = (
+    *("all_gather", "all_gather_coalesced", "partition", "reduce_gradients_at_owner", "partition_gradients"),
+    *("aligned_size", "padding_size", "partition_numel", "item", "convert_to_zero_parameters"),
+    *("is_external_param", "nvme_swapper", "_z3_optimizer"),
+)
+"""Attributes that stage 3 gives to a parameter, beside those whose names begin with ds_."""
+
+
+def make_whole(task: nn.Module) -> None:
+    """Stage 3, after its wrapper is taken down: let every rank hold whole parameters again; all ranks call it."""
+    for parameter in task.parameters():
+        held = vars(parameter)
+        if "ds_id" not in held:
+            continue
+        with gathered(parameter):
+            whole = parameter.detach().clone()
+        for name in [name for name in held if name.startswith("ds_") or name in _OF_PARTITIONED]:
+            del held[name]
+        parameter.data = whole
+
+
+def take_down_evaluation(engine: DeepSpeedEngine) -> None:
+    """Stage 3: remove what an engine without an optimizer left in the modules; parameters stay partitioned."""
+    offload = engine.optimizer  # it has the coordinator in the optimizer's place
+    if offload is None or not hasattr(offload, "partition_all_parameters"):
+        return
+    offload.partition_all_parameters()
+    offload.destroy()
+    _restore_modules(engine.module)
 
 
 def prepare_for_loading(engine: DeepSpeedEngine) -> None:

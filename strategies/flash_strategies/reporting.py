@@ -50,7 +50,7 @@ def on_rank_zero() -> bool:
     """Whether this process is rank 0; before the process group is there, as the launcher's variables say."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"  # Lightning's launcher sets the second only
 
 
 def transition_line(report: TransitionReport, *, epoch: int, total: int, layers: int | None, held: StateBytes) -> str:

@@ -39,9 +39,9 @@ class UnfreezeMilestones:
     name: ClassVar[str] = "unfreeze_milestones"
 
     def __post_init__(self) -> None:
+        check_layers(1 if self.num_layers is None else self.num_layers, self.counting, self.name)
         if self.milestones is not None:
             _check_milestones(self.milestones)
-        check_layers(1 if self.num_layers is None else self.num_layers, self.counting, self.name)
 
     @classmethod
     def from_metadata(cls, metadata: object) -> "UnfreezeMilestones":

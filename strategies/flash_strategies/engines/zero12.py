@@ -98,6 +98,19 @@ class Zero12Engine(Engine):
             raise TransitionError("no DeepSpeed engine is attached yet; call attach(engine) after deepspeed.initialize")
         return self._engine
 
+    def take_down(self) -> None:
+        """Undo what the engine did to the task, which then can be given to another; weights have memory of their own.
+
+        After it, this engine and DeepSpeed's are of no use.
+        """
+        if self._engine is None:
+            return
+        self.engine.optimizer.destroy()
+        private.release_replicas([self.parameters[name] for cohort in self.cohorts for name in cohort.names])
+        self.forget_tensors()
+        private.detach(self.engine)
+        self._engine = None
+
     def _rebuild(self, plan: PhasePlan) -> None:
         engine, old_cohorts = self.engine, self.cohorts
         wrapper = engine.optimizer

@@ -61,6 +61,16 @@ class Held:
 class Zero3Engine(Zero12Engine):
     """A DeepSpeed engine at stage 3."""
 
+    def take_down(self) -> None:
+        """As Zero12Engine; every rank holds whole weights again. All ranks call it."""
+        if self._engine is None:
+            return
+        private.take_down_partitioned(self.engine)
+        private.make_whole(self.engine.module)
+        self.forget_tensors()
+        private.detach(self.engine)
+        self._engine = None
+
     def _rebuild(self, plan: PhasePlan) -> None:
         engine = self.engine
         old = {held.names: held for held in self._held()}

@@ -332,7 +332,10 @@ def _engine(trainer: pl.Trainer, task: pl.LightningModule) -> Engine:
     strategy = trainer.strategy
     if isinstance(strategy, (FinetuningDDPStrategy, FinetuningDeepSpeedStrategy)):
         if strategy.transition_engine is None:
-            raise AssertionError("the strategy builds its engine with the optimizer")
+            raise TransitionError(
+                f"transitions need one optimizer; this task's configure_optimizers makes {len(strategy.optimizers)}. "
+                "Put the parameters into param groups of one optimizer"
+            )
         return strategy.transition_engine
     if isinstance(strategy, SingleDeviceStrategy) and len(strategy.optimizers) == 1:
         schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]

@@ -10,9 +10,9 @@ from typing import Literal, ParamSpec, TypeVar, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, WeightAveraging
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, deepspeed
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy, deepspeed
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from pytorch_lightning.trainer.connectors.logger_connector.result import (
     _METRICS,
@@ -57,9 +57,31 @@ def torch_optimizer(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
 
 def wrap_ddp_anew(strategy: DDPStrategy, task: pl.LightningModule) -> None:
     """Build DistributedDataParallel around the task again; no broadcast, the ranks are proved equal."""
-    strategy._ddp_kwargs["init_sync"] = False
-    strategy.model = strategy._setup_model(task)
+    given = strategy._ddp_kwargs
+    strategy._ddp_kwargs = {**given, "init_sync": False}
+    try:
+        strategy.model = strategy._setup_model(task)
+    finally:
+        strategy._ddp_kwargs = given  # the next fit of this strategy broadcasts at its start
     strategy._register_ddp_hooks()
+
+
+def replace_strategy(trainer: pl.Trainer, strategy: Strategy) -> None:
+    """Let a Trainer that has not begun anything use another strategy, which is configured as the one it has."""
+    trainer._accelerator_connector.strategy = strategy
+    strategy._configure_launcher()
+
+
+def begin_anew(trainer: pl.Trainer) -> None:
+    """Let the next fit begin at epoch 0 and step 0, whatever was trained before; the limits stay."""
+    done = trainer.fit_loop
+    loop = type(done)(trainer, min_epochs=done.min_epochs, max_epochs=done.max_epochs)
+    inner = done.epoch_loop
+    loop.epoch_loop = type(inner)(trainer, min_steps=inner.min_steps, max_steps=inner.max_steps)
+    trainer.fit_loop = loop
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint):
+            callback._last_global_step_saved = 0  # else the same step of the next fit counts as saved already
 
 
 def fits(trainer: pl.Trainer) -> bool:

@@ -7,7 +7,8 @@ last accumulation is not full ends with an optimizer step, as it does under DDP:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Generator, Mapping
+import copy
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,10 +44,42 @@ if TYPE_CHECKING:
     import deepspeed
 
 
+Complete = Callable[[pl.LightningModule], Mapping[str, object]]
+"""Makes a complete DeepSpeed configuration for a task."""
+
+
 class FinetuningDDPStrategy(DDPStrategy):
     """DDP that is wrapped anew at each transition."""
 
     transition_engine: Engine | None = None
+
+    @classmethod
+    def of(cls, strategy: DDPStrategy, **options: object) -> FinetuningDDPStrategy:
+        """Lightning's strategy, configured as it is, made one that transitions can rebuild.
+
+        Args:
+            strategy: of Lightning's own class, or already one of these; not to be used any more.
+            options: of DistributedDataParallel, for those that it was not given.
+
+        Raises:
+            TransitionError: a subclass, whose changes would be lost; or one that lets ranks differ between averages.
+        """
+        if isinstance(strategy, cls):
+            return strategy
+        if type(strategy) is not DDPStrategy:
+            raise TransitionError(
+                f"{type(strategy).__name__} cannot be rebuilt when parameters unfreeze: give strategy='ddp', or derive "
+                "it from flash_strategies.lightning.FinetuningDDPStrategy"
+            )
+        ours = cls()
+        vars(ours).update(vars(strategy))
+        if ours._model_averaging_period is not None:
+            raise TransitionError(
+                "model_averaging_period lets the ranks' weights differ between averages, and a finetuning run proves "
+                "that they are equal: leave it out"
+            )
+        ours._ddp_kwargs = {**options, **ours._ddp_kwargs}
+        return ours
 
     def _setup_model(self, model: nn.Module) -> AveragingDDP:
         device_ids = self.determine_ddp_device_ids()
@@ -59,11 +92,9 @@ class FinetuningDDPStrategy(DDPStrategy):
         """Make the optimizer, and the engine over it that transitions rebuild."""
         super().setup_optimizers(trainer)
         task = self.lightning_module
+        self.transition_engine = None
         if task is None or len(self.optimizers) != 1:
-            raise TransitionError(
-                f"transitions need one optimizer; this task's configure_optimizers makes {len(self.optimizers)}. "
-                "Put the parameters into param groups of one optimizer"
-            )
+            return  # a finetuning callback refuses it; a fit without one may have any number
         check_parameters(task, Holding(cuda=self.root_device.type == "cuda"))
         schedulers = [config.scheduler for config in self.lr_scheduler_configs]
         optimizer = private.torch_optimizer(self.optimizers[0])
@@ -86,18 +117,44 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
 
     transition_engine: Zero12Engine | None = None
     _resumed_from: _PATH = ""
+    _evaluated: deepspeed_private.DeepSpeedEngine | None = None
 
-    def __init__(self, config: Mapping[str, object], **kwargs: object) -> None:
-        """Take a complete DeepSpeed configuration.
+    def __init__(self, config: Mapping[str, object], *, complete: Complete | None = None, **kwargs: object) -> None:
+        """Take a DeepSpeed configuration.
 
         Args:
-            config: no "auto" left in it; `gradient_accumulation_steps` is taken from the Trainer.
+            config: no "auto" left in it, but where `complete` is given; `gradient_accumulation_steps` is taken from the
+                Trainer.
+            complete: makes the complete configuration for a task, which its Trainer is set on; called for each fit.
             kwargs: as for DeepSpeedStrategy.
         """
         private.check_version()
         deepspeed_private.check_version()
-        given = {key: value for key, value in config.items() if key != "gradient_accumulation_steps"}
-        super().__init__(config=given, **kwargs)  # type: ignore[arg-type]
+        super().__init__(config=_without_accumulation(config), **kwargs)  # type: ignore[arg-type]
+        self._given, self._complete = dict(config), complete
+
+    @classmethod
+    def of(cls, strategy: DeepSpeedStrategy, *, complete: Complete | None = None) -> FinetuningDeepSpeedStrategy:
+        """Lightning's strategy, configured as it is, made one that transitions can rebuild.
+
+        Args:
+            strategy: of Lightning's own class, or already one of these; not to be used any more.
+            complete: as for the class; None: its configuration is taken as it is.
+
+        Raises:
+            TransitionError: a subclass, whose changes would be lost.
+        """
+        if isinstance(strategy, cls):
+            return strategy
+        if type(strategy) is not DeepSpeedStrategy or not isinstance(strategy.config, dict):
+            raise TransitionError(
+                f"{type(strategy).__name__} cannot be rebuilt when parameters unfreeze: give "
+                "strategy='deepspeed_stage_2', or derive it from "
+                "flash_strategies.lightning.FinetuningDeepSpeedStrategy"
+            )
+        ours = cls(strategy.config, complete=complete)
+        vars(ours).update({name: value for name, value in vars(strategy).items() if name != "config"})
+        return ours
 
     def setup_environment(self) -> None:
         """Start DeepSpeed's process group on the devices there are."""
@@ -113,6 +170,10 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         Raises:
             ParameterError: it holds a copy to be averaged into, and stage 3 partitions weights.
         """
+        if private.fits(model.trainer):
+            self._take_down(model)
+        self.config = _without_accumulation(self._given if self._complete is None else self._complete(model))
+        self._config_initialized = False  # Lightning adds the numbers of the Trainer and the task in `setup`
         super().connect(model)
         check_copies(averaged_copy(model), self._holding())
 
@@ -133,6 +194,17 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         check_parameters(task, holding)
         with kept_types(task, holding.dtype):
             super().setup(trainer)
+
+    def _take_down(self, task: pl.LightningModule) -> None:
+        """Undo what the run before left in the task: hooks, closures, and weights in its buffers or partitions."""
+        evaluated, self._evaluated = self._evaluated, None
+        if evaluated is not None and self.zero_stage_3:
+            deepspeed_private.take_down_evaluation(evaluated)
+        if self.transition_engine is not None:
+            self.transition_engine.take_down()
+            self.transition_engine, self.optimizers = None, []
+        if evaluated is not None and self.zero_stage_3:
+            deepspeed_private.make_whole(task)
 
     def _init_optimizers(self) -> tuple[Optimizer, LRSchedulerConfig | None]:
         optimizer, scheduler = super()._init_optimizers()
@@ -161,6 +233,10 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         return engine, wrapper
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        self._initialize_inference(model)
+        self._evaluated = cast(deepspeed_private.DeepSpeedEngine, self.model)
+
+    def _initialize_inference(self, model: nn.Module) -> None:
         if self.root_device.type == "cuda":
             super()._initialize_deepspeed_inference(model)
             return
@@ -242,3 +318,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     ) -> torch.Tensor:
         """Backward; Lightning has divided the loss by the accumulated batches already."""
         return super().backward(closure_loss, optimizer, *args, **{**kwargs, "scale_wrt_gas": False})
+
+
+def _without_accumulation(config: Mapping[str, object]) -> dict[str, object]:
+    return {key: copy.deepcopy(value) for key, value in config.items() if key != "gradient_accumulation_steps"}

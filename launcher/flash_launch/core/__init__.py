@@ -1,0 +1,1 @@
+"""Flash's import paths below `flash.core`; what they give lies elsewhere."""

@@ -1,0 +1,1 @@
+"""Flash's import paths below `flash.core.data`."""
