@@ -15,7 +15,9 @@ from pytorch_lightning.callbacks import BaseFinetuning, Callback
 from pytorch_lightning.strategies import Strategy
 
 from flash_launch.errors import ConfigError, TaskError
+from flash_launch.tasks.outputs import convert, output_names
 from flash_launch.training.lightning_strategy import check_rebuildable, made_rebuildable, understood
+from flash_launch.training.predictions import NotedIndices, all_batches
 from flash_strategies.errors import StrategyTypeError, StrategyValueError
 from flash_strategies.lightning import (
     FinetuningCallback,
@@ -131,6 +133,62 @@ class Trainer(pl.Trainer):
                 "freezes is frozen in this fit, too. Call finetune(), or use a new Trainer"
             )
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def predict(
+        self,
+        model: pl.LightningModule | None = None,
+        dataloaders: Evaluation = None,
+        datamodule: pl.LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        *,
+        output: str | None = None,
+    ) -> Any:
+        """As Lightning's; with `output`, in the form that is asked for, and of all ranks.
+
+        Args:
+            model: whose `predict_step` gives logits (samples, classes) where `output` is given.
+            dataloaders: what to predict; or a datamodule.
+            datamodule: gives it.
+            return_predictions: as Lightning's.
+            ckpt_path: as Lightning's.
+            weights_only: as Lightning's.
+            output: "labels", "classes", "probabilities", "logits" or "preds"; None: what `predict_step` gives, on
+                each rank that of its own samples, as Lightning does.
+
+        Returns:
+            With `output`: for each batch a list with an item for each sample, each sample once and in the order of the
+            data, the same on every rank; a list of such lists where there are several loaders.
+
+        Raises:
+            TaskError: an unknown `output`, or a model that does not give logits.
+        """
+        if output is None:
+            found = super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+            return found
+        if output not in output_names():
+            convert((), output)  # raises
+        noted = NotedIndices()
+        self.callbacks = [*self._callbacks, noted]
+        try:
+            found = super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+        finally:
+            self.callbacks = [one for one in self._callbacks if one is not noted]
+        if found is None:
+            raise TaskError(
+                f"output={output!r} asks for predictions, and a strategy that spawns or forks its ranks gives none "
+                "back: use strategy='ddp', or leave return_predictions out"
+            )
+        task = model or self.lightning_module
+        labels, multi_label = getattr(task, "labels", None), bool(getattr(task, "multi_label", False))
+        loaders = [found] if self.predict_loop.num_dataloaders == 1 else found
+        indices = noted.of_loaders or [[] for _ in loaders]
+        results = [
+            all_batches(convert(batches, output, labels, multi_label), where)  # type: ignore[arg-type]
+            for batches, where in zip(loaders, indices, strict=True)
+        ]
+        return results[0] if len(results) == 1 else results
 
     # ---- one call of finetune()
 

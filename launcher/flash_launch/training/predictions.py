@@ -1,0 +1,55 @@
+"""Predictions of all ranks, put together: each sample once, in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from pytorch_lightning.callbacks import BasePredictionWriter
+
+__all__ = ["NotedIndices", "all_batches"]
+
+
+class NotedIndices(BasePredictionWriter):
+    """Notes which samples this rank predicts."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+        self.of_loaders: list[list[list[int]]] = []
+        """By loader and batch: the positions of its samples in the data set; no batch where that is not known."""
+
+    def write_on_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[object],
+        batch_indices: Sequence[Sequence[Sequence[int]]],
+    ) -> None:
+        """Lightning's list is emptied afterwards."""
+        self.of_loaders = [[list(batch) for batch in batches] for batches in batch_indices]
+
+
+def all_batches(batches: list[list[object]], indices: Sequence[Sequence[int]]) -> list[list[object]]:
+    """The batches of a loader as one rank alone would have predicted them; every rank calls this, and gets all.
+
+    Args:
+        batches: of this rank, an item for each sample.
+        indices: of this rank, the positions of these samples in the data set; none where they are not known: then the
+            ranks' batches follow one another.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return batches
+    known = [len(batch) for batch in batches] == [len(batch) for batch in indices]
+    mine = (batches, indices if known else None)
+    found: list[tuple[list[list[object]], Sequence[Sequence[int]] | None]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    by_position: dict[int, object] = {}
+    for items, positions in found:
+        if positions is None:
+            return [batch for items, _ in found for batch in items]
+        for batch, where in zip(items, positions, strict=True):
+            by_position.update(zip(where, batch, strict=True))
+    in_order = [by_position[position] for position in sorted(by_position)]
+    size = max((len(batch) for items, _ in found for batch in items), default=1)
+    return [in_order[start : start + size] for start in range(0, len(in_order), size)]
