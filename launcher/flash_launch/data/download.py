@@ -79,11 +79,16 @@ def _unpack(archive: Path, folder: Path) -> None:
         try:
             if archive.name.endswith(".zip"):
                 with zipfile.ZipFile(archive) as zipped:
-                    for member in zipped.namelist():
+                    names = zipped.namelist()
+                    for member in names:
                         _check_member(member, archive)
+                    if all((folder / member).exists() for member in names):
+                        return
                     zipped.extractall(inside)
             else:
                 with tarfile.open(archive) as tarred:
+                    if all((folder / member).exists() for member in tarred.getnames()):
+                        return
                     tarred.extractall(inside, filter="data")
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
             raise DataError(
@@ -104,7 +109,12 @@ def _move_in(inside: Path, folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink() and target.is_dir():
             _move_in(entry, target)
         elif not target.exists():
-            entry.rename(target)
+            try:
+                entry.rename(target)
+            except OSError:  # another rank was faster
+                if not target.is_dir():
+                    raise
+                _move_in(entry, target)
 
 
 def _say(line: str, verbose: bool) -> None:

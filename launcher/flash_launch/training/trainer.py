@@ -185,7 +185,7 @@ class Trainer(pl.Trainer):
         loaders = [found] if self.predict_loop.num_dataloaders == 1 else found
         indices = noted.of_loaders or [[] for _ in loaders]
         results = [
-            all_batches(convert(batches, output, labels, multi_label), where)  # type: ignore[arg-type]
+            all_batches(convert(batches, output, labels, multi_label), where)
             for batches, where in zip(loaders, indices, strict=True)
         ]
         return results[0] if len(results) == 1 else results
