@@ -109,6 +109,21 @@ class RunConfig(
         self._check_strategy_options()
 
     @property
+    def name(self) -> str:
+        """What the run is called in the names of folders."""
+        return self.strategy
+
+    @property
+    def user_code(self) -> bool:
+        """Whether Python files in the current folder take part in the run."""
+        return self.task is not None or ":" in f"{self.data}"
+
+    def placed(self, nodes: int, procs_per_node: int, accelerator: str) -> "RunConfig":
+        """A copy that says where it runs, and on which setup."""
+        where = {"nodes": nodes, "procs_per_node": procs_per_node, "accelerator": accelerator}
+        return self.replace(**where, setup=self.setup_name)
+
+    @property
     def own_strategy(self) -> bool:
         """Whether the strategy is one of the user's own, module:Class; it has no `_deepspeed` name."""
         return ":" in self.strategy

@@ -6,6 +6,7 @@ __all__ = ["COMMANDS", "say", "usage"]
 
 COMMANDS = {
     "run": "[run] [options]        finetune; `run` may be left out",
+    "script": "script [options] F.py ... run any script on every rank, as torchrun does; also -m MODULE",
     "resume": "resume RUN [options]   go on with a run that was stopped, or for more epochs",
     "submit": "submit [RUN] [options] run, sweep, or go on with a run, as a Slurm job; see submit --help",
     "cancel": "cancel RUN             end a run: it saves, and can go on",

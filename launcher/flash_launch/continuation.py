@@ -11,6 +11,7 @@ from flash_launch.early_stop import EarlyStop
 from flash_launch.errors import ConfigError
 from flash_launch.options import option_name
 from flash_launch.run_folder import RunFolder, read_json, read_jsonl, rewrite_jsonl
+from flash_launch.script.config import AnyConfig, ScriptConfig
 
 __all__ = ["Continuation", "check_can_go_on", "continued", "find", "trim_metrics"]
 
@@ -41,7 +42,7 @@ class Continuation:
     """What the user should know, a sentence each."""
 
 
-def continued(old: RunConfig, new: RunConfig) -> RunConfig:
+def continued(old: AnyConfig, new: AnyConfig) -> AnyConfig:
     """The options to go on with.
 
     Where the strategy's epochs were shares of the run's, they stay where they were, however many epochs there are now.
@@ -53,6 +54,8 @@ def continued(old: RunConfig, new: RunConfig) -> RunConfig:
     Raises:
         ConfigError: something changed that must not.
     """
+    if isinstance(old, ScriptConfig) or isinstance(new, ScriptConfig):
+        return _continued_script(old, new)
     fixed = [name for name in vars(old) if name not in MAY_CHANGE | STRATEGY]
     if changed := [name for name in fixed if getattr(old, name) != getattr(new, name)]:
         name = changed[0]
@@ -80,6 +83,18 @@ def continued(old: RunConfig, new: RunConfig) -> RunConfig:
     return new
 
 
+def _continued_script(old: AnyConfig, new: AnyConfig) -> AnyConfig:
+    if not isinstance(old, ScriptConfig) or not isinstance(new, ScriptConfig):
+        was, now = (one.command if isinstance(one, ScriptConfig) else "the training of a run" for one in (old, new))
+        raise ConfigError(f"--output-dir holds a run of {was}, not of {now}: give another folder")
+    if (old.command, old.directory) != (new.command, new.directory):
+        raise ConfigError(
+            f"the script cannot change when a run goes on: it was {old.command} in {old.directory}, and is now "
+            f"{new.command} in {new.directory}. Leave it as it was, or start another run with --output-dir"
+        )
+    return new
+
+
 def _first_epochs(config: RunConfig) -> list[int]:
     return [phase.first_epoch for phase in config.strategy_spec().strategy.phases(config.max_epochs)]
 
@@ -97,7 +112,7 @@ def check_can_go_on(folder: RunFolder) -> None:
         )
 
 
-def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) -> Continuation:
+def find(folder: RunFolder, config: AnyConfig, checkpoint: str | None = None) -> Continuation:
     """Where the run in a folder goes on.
 
     Args:
@@ -109,6 +124,8 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
         CheckpointError: there are checkpoints, and none that can be used.
         ConfigError: more epochs have begun than the run is to have.
     """
+    if isinstance(config, ScriptConfig):
+        return _find_script(folder, checkpoint)
     attempts = read_attempts(folder.attempts)
     run = next((one.run for one in reversed(attempts) if one.run), "")
     stop = _early_stop(folder)
@@ -132,6 +149,21 @@ def find(folder: RunFolder, config: RunConfig, checkpoint: str | None = None) ->
     if stop is not None and not stop.ends(config.max_epochs):
         notes = (*notes, f"the run was {stop}: it resumes with the state of {stop.by}, which may stop it again")
     return Continuation(found.manifest, False, notes)
+
+
+def _find_script(folder: RunFolder, checkpoint: str | None) -> Continuation:
+    if checkpoint is not None:
+        raise ConfigError("--checkpoint is for the training of `flash-launch run`: a script finds what it saved itself")
+    if _status(folder) == "finished":
+        return Continuation(None, True, ("the script has ended well: start it again in another folder",))
+    return Continuation(None, False, ("the script starts again, with its arguments",))
+
+
+def _status(folder: RunFolder) -> object:
+    with contextlib.suppress(OSError, ValueError):
+        summary = read_json(folder.summary_json)
+        return summary.get("status") if isinstance(summary, dict) else None
+    return None
 
 
 def _early_stop(folder: RunFolder) -> EarlyStop | None:

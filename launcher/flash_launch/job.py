@@ -6,18 +6,18 @@ that may not repeat. What is meant for people goes to stderr.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flash_launch.checkpoint.attempts import STOPPED, Attempt, Fence, read_attempts
 from flash_launch.cluster.allocation import Allocation, find_allocation
 from flash_launch.cluster.job_file import note_job, read_job_file
-from flash_launch.config import RunConfig
 from flash_launch.console import say
 from flash_launch.continuation import find
 from flash_launch.errors import ConfigError, FlashLaunchError, LaunchError
@@ -27,7 +27,9 @@ from flash_launch.executors.node import NodeTask, run_node
 from flash_launch.executors.outcome import outcome
 from flash_launch.launching import begin_attempt, tell_end
 from flash_launch.run_folder import RunFolder, read_json, write_json, write_text
-from flash_launch.telling import stopped_by_hand
+from flash_launch.script.config import ScriptConfig, read_config
+from flash_launch.script.tracking import tracking_environment
+from flash_launch.telling import read, stopped_by_hand
 from flash_launch.verdict import Kind, Verdict
 from flash_launch.viewing.sweep_view import is_sweep, sweep_table
 
@@ -41,7 +43,7 @@ def begin(folder: RunFolder, environment: Mapping[str, str]) -> Attempt | None:
         FlashLaunchError: the run cannot go on: its checkpoints are damaged, or it was restarted in vain too often.
     """
     allocation = _allocation(environment)
-    config = _config(folder)
+    config = read_config(folder)
     attempts = read_attempts(folder.attempts)
     manifest = None
     if attempts:
@@ -51,7 +53,10 @@ def begin(folder: RunFolder, environment: Mapping[str, str]) -> Attempt | None:
         if continuation.finished:
             return None
         manifest = continuation.manifest
-        _check_progress(folder, attempts, manifest.position.step if manifest else 0, allocation)
+        if isinstance(config, ScriptConfig):
+            _check_saved(folder, attempts, allocation)
+        else:
+            _check_progress(folder, attempts, manifest.position.step if manifest else 0, allocation)
     attempt = begin_attempt(folder, config, manifest)
     note_job(folder, attempt.number, allocation)
     ranks = f"{config.nodes} node{'s' * (config.nodes != 1)} x {config.procs_per_node} ranks"
@@ -66,8 +71,12 @@ def node(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int
         LaunchError: it could not be started.
     """
     allocation = _allocation(environment)
-    config = _config(folder)
+    config = read_config(folder)
     os.environ.setdefault("FLASH_LAUNCH_WATCHED", "0")  # nobody sees progress bars
+    worker: tuple[str, ...] = ()
+    if isinstance(config, ScriptConfig):
+        worker = config.worker
+        os.environ.update(tracking_environment(config, folder, environment))
     task = NodeTask(
         str(folder.path),
         attempt,
@@ -76,6 +85,7 @@ def node(folder: RunFolder, attempt: int, environment: Mapping[str, str]) -> int
         config.procs_per_node or 1,
         allocation.port(attempt),
         config.timeout,
+        worker=worker,
     )
     return run_node(task)
 
@@ -94,7 +104,7 @@ def end(folder: RunFolder, attempt: int, srun_code: int) -> tuple[int, bool]:
     if srun_code != 0 and not any(folder.ends_of(attempt).glob("node*")):
         result = LaunchResult(1, _nothing_began(srun_code), seconds)
     else:
-        result = outcome(folder, attempt, _config(folder).nodes or 1, seconds, attempt_verdict(folder, attempt))
+        result = outcome(folder, attempt, read_config(folder).nodes or 1, seconds, attempt_verdict(folder, attempt))
     code = tell_end(folder, folder.path, result, this)
     _write_results(folder)
     if Fence(folder.attempts, attempt).newer() is not None:
@@ -131,17 +141,49 @@ def _check_progress(folder: RunFolder, attempts: Sequence[Attempt], step: int, a
     Raises:
         LaunchError: as many attempts of this job as are allowed began there.
     """
+    _check_stalled(
+        folder,
+        attempts,
+        allocation,
+        lambda one: one.resumed_step == step,
+        f"from step {step} and never got further",
+        "or --checkpoint-every more often",
+    )
+
+
+def _check_saved(folder: RunFolder, attempts: Sequence[Attempt], allocation: Allocation) -> None:
+    """Refuse to start a script again and again that saves nothing.
+
+    Raises:
+        LaunchError: as many attempts of this job as are allowed neither said that they saved nor wrote to checkpoints/.
+    """
+    written = (folder.checkpoints, *folder.checkpoints.rglob("*"))
+    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    _check_stalled(
+        folder,
+        attempts,
+        allocation,
+        lambda one: one.began > newest and read(folder.ends_of(one.number) / "end.json").get("exit_code") != STOPPED,
+        f"and saved nothing, neither in {folder.checkpoints} nor as it says by exit code {STOPPED}",
+        "or to save more often",
+    )
+
+
+def _check_stalled(
+    folder: RunFolder,
+    attempts: Sequence[Attempt],
+    allocation: Allocation,
+    stalled: Callable[[Attempt], bool],
+    how: str,
+    what: str,
+) -> None:
     allowed = read_job_file(folder).stalled_restarts
-    stalled = 0
-    for one in reversed(attempts):
-        if one.resumed_step != step or _job_of(folder, one.number) != allocation.own_id:
-            break
-        stalled += 1
-    if stalled <= allowed:
+    ours = (stalled(one) and _job_of(folder, one.number) == allocation.own_id for one in reversed(attempts))
+    if sum(1 for _ in itertools.takewhile(bool, ours)) <= allowed:
         return
     told = (
-        f"the job was restarted {allowed} times from step {step} and never got further: it is given up. See what "
-        f"stopped it with `flash-launch why {folder.path}`; it may need more time, or --checkpoint-every more often"
+        f"the job was restarted {allowed} times {how}: it is given up. See what stopped it with "
+        f"`flash-launch why {folder.path}`; it may need more time, {what}"
     )
     write_json(folder.summary_json, {"status": "failed", "verdict": told})
     raise LaunchError(told)
@@ -152,10 +194,6 @@ def _job_of(folder: RunFolder, attempt: int) -> str | None:
         read = read_json(folder.ends_of(attempt) / "slurm.json")
         return str(read.get("job_id")) if isinstance(read, dict) else None
     return None
-
-
-def _config(folder: RunFolder) -> RunConfig:
-    return RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
 
 
 def _allocation(environment: Mapping[str, str]) -> Allocation:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from flash_launch.checkpoint.attempts import STOPPED, Attempt, Fence, begin
 from flash_launch.checkpoint.manifest import Manifest
@@ -24,14 +25,27 @@ from flash_launch.executors.hosts import choose_hosts
 from flash_launch.executors.local import LaunchResult, run_local
 from flash_launch.machine import Placement, place, place_in_allocation, visible_gpus
 from flash_launch.option_parser import parse_run_options
+from flash_launch.options import RankOptions
 from flash_launch.preparation import PREFLIGHT, Preparation, prepare
-from flash_launch.run_folder import RunFolder, check_free, create, default_path, read_json, write_json, write_text
+from flash_launch.run_folder import (
+    RunFolder,
+    append_jsonl,
+    check_free,
+    create,
+    default_path,
+    read_json,
+    write_json,
+    write_text,
+)
+from flash_launch.script.config import AnyConfig, ScriptConfig, is_script, read_config
+from flash_launch.script.ends import record_end
+from flash_launch.script.tracking import tracking_environment
 from flash_launch.tracking.mode import check_login
 from flash_launch.viewing.wording import resume_command
 
-__all__ = ["begin_attempt", "go_on", "prepared", "read_options", "start", "tell_end", "write_plan"]
+__all__ = ["begin_attempt", "go_on", "launch", "located", "prepared", "read_options", "tell_end", "write_plan"]
 
-_WORKER = ("-m", "flash_launch.worker")
+_Config = TypeVar("_Config", RunConfig, ScriptConfig)
 
 
 def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConfig, Placement]:
@@ -45,14 +59,27 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
     """
     config = parse_run_options(argv, usage())
     config.check()
+    return located(config, argv, path)
+
+
+def located(config: _Config, argv: Sequence[str], path: Path | None = None) -> tuple[_Config, Placement]:
+    """A configuration with its place in it, and the place: hosts, a Slurm allocation or this machine.
+
+    Args:
+        argv: the command line, which may name other hosts than the YAML files.
+        path: folder of the run to go on with; None: that of the options.
+
+    Raises:
+        FlashLaunchError: there is no such place for it, or it cannot record as it shall.
+    """
     check_login(config.wandb, os.environ)
     config, hosts = choose_hosts(config, argv)
     if hosts:
         from flash_launch.executors.host_check import place_on_hosts  # not imported where ranks run here
 
         say(f"looking at {', '.join(map(str, hosts))}")
-        path = path or (Path(config.output_dir) if config.output_dir is not None else default_path(config.strategy))
-        placement, notes = place_on_hosts(config, hosts, path)
+        path = path or (Path(config.output_dir) if config.output_dir is not None else default_path(config.name))
+        placement, notes = place_on_hosts(config, hosts, path, user_code=config.user_code)
         for note in notes:
             say(note)
     elif (allocation := find_allocation(os.environ)) is not None:
@@ -63,13 +90,7 @@ def read_options(argv: Sequence[str], path: Path | None = None) -> tuple[RunConf
             raise ConfigError(f"{error}; {left_behind(os.environ)}") from error
     else:
         placement = place(config, () if config.accelerator == "cpu" else visible_gpus())
-    resolved = config.replace(
-        nodes=placement.nodes,
-        procs_per_node=placement.procs_per_node,
-        accelerator=placement.accelerator,
-        setup=config.setup_name,
-    )
-    return resolved, placement
+    return config.placed(placement.nodes, placement.procs_per_node, placement.accelerator), placement
 
 
 def _check_job(job_id: str) -> None:
@@ -89,7 +110,7 @@ def _check_job(job_id: str) -> None:
         raise ConfigError(f"SLURM_JOB_ID names job {job_id}, which {how}; {left_behind(os.environ)}")
 
 
-def _with_gpus(allocation: Allocation, config: RunConfig) -> Allocation:
+def _with_gpus(allocation: Allocation, config: RankOptions) -> Allocation:
     """The allocation with its GPUs, of which salloc's shell knows nothing."""
     if allocation.gpus_per_node is not None or config.accelerator == "cpu":
         return allocation
@@ -104,41 +125,50 @@ def _with_gpus(allocation: Allocation, config: RunConfig) -> Allocation:
         ) from error
 
 
-def prepared(config: RunConfig, checkpoint: Path | None = None) -> Preparation:
-    """What the preflight says of a run, which may be to go on from a checkpoint's folder.
+def prepared(config: AnyConfig, checkpoint: Path | None = None) -> Preparation:
+    """What the preflight says of a run, which may be to go on from a checkpoint's folder; of a script, what it is.
 
     Raises:
         PreflightRefused, LaunchError: see preparation.py.
     """
+    if isinstance(config, ScriptConfig):
+        world_size = (config.nodes or 1) * (config.procs_per_node or 1)
+        return Preparation({"task": config.command, "world_size": world_size}, world_size=world_size)
     return prepare(config, PREFLIGHT, checkpoint=checkpoint)
 
 
-def start(config: RunConfig, placement: Placement) -> int:
-    """Start a new run; the exit code.
+def launch(config: AnyConfig, placement: Placement) -> int:
+    """Start a new run; or go on with it, if there is one and --resume auto says so; the exit code.
 
     Raises:
         FlashLaunchError: a user fault; nothing was written then.
     """
-    path = Path(config.output_dir) if config.output_dir is not None else default_path(config.strategy)
+    if config.resume == "auto":
+        if config.output_dir is None:
+            raise ConfigError("--resume auto needs --output-dir: the folder of the run to start or to go on with")
+        if RunFolder(Path(config.output_dir).absolute()).config_yaml.exists():
+            return go_on(config, placement, Path(config.output_dir))
+    path = Path(config.output_dir) if config.output_dir is not None else default_path(config.name)
     check_free(path)
-    say("preparing: building the model and scanning the data")
+    if isinstance(config, RunConfig):
+        say("preparing: building the model and scanning the data")
     preparation = prepared(config)
     folder = create(path)
     write_plan(folder, config, preparation)
     return _launch(config, placement, preparation, folder, path, begin_attempt(folder, config))
 
 
-def go_on(config: RunConfig, placement: Placement, path: Path, checkpoint: str | None = None) -> int:
+def go_on(config: AnyConfig, placement: Placement, path: Path, checkpoint: str | None = None) -> int:
     """Go on with the run in a folder, from its newest checkpoint or the one that is named; the exit code.
 
     Raises:
         FlashLaunchError: a user fault, or checkpoints that cannot be used.
     """
     folder = RunFolder(path.absolute())
-    old = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
     check_can_go_on(folder)
-    config = continued(old, config)
-    say("preparing: checking the checkpoints")
+    config = continued(read_config(folder), config)
+    if isinstance(config, RunConfig):
+        say("preparing: checking the checkpoints")
     continuation = find(folder, config, checkpoint)
     for note in continuation.notes:
         say(note)
@@ -159,14 +189,20 @@ _HEADER = """\
 """
 
 
-def write_plan(folder: RunFolder, config: RunConfig, preparation: Preparation) -> None:
+_SCRIPT_HEADER = """\
+# The script, its arguments and all options of its ranks; `flash-launch resume` starts it again with them.
+"""
+
+
+def write_plan(folder: RunFolder, config: AnyConfig, preparation: Preparation) -> None:
     """Write what was asked and what it comes to: config.yaml and plan.json."""
     # Without its folder, so that `flash-launch --config RUN/config.yaml` makes a new one.
-    write_text(folder.config_yaml, _HEADER + config.replace(output_dir=None, resume="never").to_yaml())
+    header = _SCRIPT_HEADER if isinstance(config, ScriptConfig) else _HEADER
+    write_text(folder.config_yaml, header + config.replace(output_dir=None, resume="never").to_yaml())
     write_json(folder.plan_json, preparation.plan)
 
 
-def begin_attempt(folder: RunFolder, config: RunConfig, manifest: Manifest | None = None) -> Attempt:
+def begin_attempt(folder: RunFolder, config: AnyConfig, manifest: Manifest | None = None) -> Attempt:
     """Take the next attempt's number, from a checkpoint or from the start, and clear away what it will write again.
 
     Raises:
@@ -181,8 +217,11 @@ def begin_attempt(folder: RunFolder, config: RunConfig, manifest: Manifest | Non
         )
     except OSError as error:
         raise ConfigError(f"{folder.attempts} cannot be written to: {error.strerror}") from error
-    Store(folder.checkpoints).sweep()
-    trim_metrics(folder, manifest)
+    if isinstance(config, ScriptConfig):  # what it saves, and when, is its own
+        append_jsonl(folder.events_jsonl, {"event": "start", "time": time.time(), "attempt": attempt.number})
+    else:
+        Store(folder.checkpoints).sweep()
+        trim_metrics(folder, manifest)
     folder.summary_json.unlink(missing_ok=True)
     folder.logs.mkdir(exist_ok=True)
     if manifest is not None:
@@ -205,7 +244,7 @@ def tell_end(folder: RunFolder, path: Path, result: LaunchResult, attempt: Attem
 
 
 def _launch(
-    config: RunConfig,
+    config: AnyConfig,
     placement: Placement,
     preparation: Preparation,
     folder: RunFolder,
@@ -218,10 +257,14 @@ def _launch(
     return tell_end(folder, path, _run_ranks(config, placement, folder, attempt), attempt)
 
 
-def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attempt: Attempt) -> LaunchResult:
+def _run_ranks(config: AnyConfig, placement: Placement, folder: RunFolder, attempt: Attempt) -> LaunchResult:
     """Run the ranks where they are placed, to their end."""
     # what rank 0 writes to is a log; only here is it known whether a person watches
     environment = {**os.environ, "FLASH_LAUNCH_WATCHED": str(int(sys.stdout.isatty()))}
+    worker: tuple[str, ...] = ()
+    if isinstance(config, ScriptConfig):
+        worker = config.worker
+        environment |= tracking_environment(config, folder, environment)
     if placement.hosts:
         from flash_launch.executors.ssh import run_ssh
 
@@ -231,6 +274,7 @@ def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attem
             head=placement.head,
             port=placement.port,
             procs_per_node=placement.procs_per_node,
+            worker=worker,
             attempt=attempt.number,
             environment=environment,
             stop_seconds=config.timeout,
@@ -243,6 +287,7 @@ def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attem
             folder,
             placement.allocation,
             procs_per_node=placement.procs_per_node,
+            worker=worker,
             attempt=attempt.number,
             environment=environment,
             stop_seconds=config.timeout,
@@ -251,7 +296,7 @@ def _run_ranks(config: RunConfig, placement: Placement, folder: RunFolder, attem
         folder,
         nodes=placement.nodes,
         procs_per_node=placement.procs_per_node,
-        worker=_WORKER,
+        worker=worker,
         attempt=attempt.number,
         gpus=placement.gpus,
         stop_seconds=config.timeout,
@@ -265,6 +310,9 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence)
     except FencedError as error:
         say(f"stopped after {result.seconds:.1f} s: {error}", error=True)
         return 1
+    script = is_script(folder.config_yaml)
+    if script:
+        result = record_end(folder, fence.number, result)
     summary: dict[str, object] = {}
     if folder.summary_json.exists() and isinstance(read := read_json(folder.summary_json), dict):
         summary = read
@@ -276,8 +324,12 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence)
         with contextlib.suppress(OSError):
             write_json(folder.summary_json, {**summary, "status": "stopped" if stopped else "failed", "verdict": why})
         say(f"{'stopped' if stopped else 'failed'} after {result.seconds:.1f} s: {why}", error=not stopped)
-        say(f"run folder: {path}{_how_to_go_on(folder, path)}")
+        say(f"run folder: {path}{_how_to_go_on(folder, path, script=script)}")
         return result.exit_code
+    if script and summary.get("saved"):
+        say(f"stopped after {result.seconds:.1f} s: the script has saved")
+        say(f"run folder: {path}{_how_to_go_on(folder, path, script=True)}")
+        return STOPPED
     if summary.get("status") == "stopped":
         saved = summary.get("checkpoint")
         told = f"saved {saved}" if saved else "nothing was saved, --checkpoint-every is 0"
@@ -299,6 +351,8 @@ def _tell_end(folder: RunFolder, path: Path, result: LaunchResult, fence: Fence)
     return 0
 
 
-def _how_to_go_on(folder: RunFolder, path: Path) -> str:
+def _how_to_go_on(folder: RunFolder, path: Path, *, script: bool = False) -> str:
+    if script:
+        return f", start it again with: {resume_command(path)}"
     names = Store(folder.checkpoints).names()
     return f", go on from {names[0]} with: {resume_command(path)}" if names else ""

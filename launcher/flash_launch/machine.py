@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from flash_launch.cluster.allocation import Allocation
-from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.executors.hosts import Host
+from flash_launch.options import RankOptions
 
 __all__ = ["Placement", "place", "place_in_allocation", "place_on_cluster", "visible_gpus"]
 
@@ -53,7 +53,7 @@ class Placement:
         return f"{where} {nodes} x {ranks} on this machine ({how}){self.note and '; ' + self.note}"
 
 
-def place(config: RunConfig, gpus: tuple[str, ...]) -> Placement:
+def place(config: RankOptions, gpus: tuple[str, ...]) -> Placement:
     """Place a run's ranks on this machine, one GPU each where there are any.
 
     Raises:
@@ -77,7 +77,7 @@ def place(config: RunConfig, gpus: tuple[str, ...]) -> Placement:
     return Placement(nodes, procs, "cuda", gpus[: nodes * procs])
 
 
-def place_on_cluster(config: RunConfig, gpus_per_node: int | None) -> Placement:
+def place_on_cluster(config: RankOptions, gpus_per_node: int | None) -> Placement:
     """Place a run's ranks on nodes of a cluster, which this machine knows only by what is asked of it.
 
     Args:
@@ -99,7 +99,7 @@ def place_on_cluster(config: RunConfig, gpus_per_node: int | None) -> Placement:
     return Placement(nodes, procs or gpus_per_node, "cuda")
 
 
-def place_in_allocation(config: RunConfig, allocation: Allocation) -> Placement:
+def place_in_allocation(config: RankOptions, allocation: Allocation) -> Placement:
     """Place a run's ranks on the nodes that Slurm has given.
 
     Raises:
@@ -117,7 +117,7 @@ def place_in_allocation(config: RunConfig, allocation: Allocation) -> Placement:
             f"--nodes {nodes} was given, but job {allocation.job_id} has {have} node{'s' * (have != 1)}: leave --nodes "
             "out, or ask Slurm for more"
         )
-    placement = place_on_cluster(config.replace(nodes=nodes), allocation.gpus_per_node)
+    placement = place_on_cluster(replace(config, nodes=nodes), allocation.gpus_per_node)
     return replace(placement, allocation=replace(allocation, nodes=allocation.nodes[:nodes]))
 
 

@@ -20,7 +20,15 @@ from flash_launch.errors import ConfigError
 from flash_launch.options import field_docstrings, option_name
 from flash_launch.strategy_pair import taken_apart
 
-__all__ = ["nearest", "option_names", "parse_run_options", "read_yaml", "slurm_sections", "values_from_mapping"]
+__all__ = [
+    "given_options",
+    "nearest",
+    "option_names",
+    "parse_run_options",
+    "read_yaml",
+    "slurm_sections",
+    "values_from_mapping",
+]
 
 _TYPES: dict[str, type] = {name: hint for part in RunConfig.PARTS for name, hint in typing.get_type_hints(part).items()}
 
@@ -152,6 +160,18 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
 def option_names() -> list[str]:
     """Names of all options of a run, as in YAML."""
     return list(_TYPES)
+
+
+def given_options(argv: Sequence[str]) -> dict[str, str]:
+    """Names of the options that a command line and the YAML files it names give, each with how it stands there.
+
+    Raises:
+        ConfigError: a file that cannot be read, or holds no options.
+    """
+    files, rest = _split(argv)
+    given = {name: f"{file}: {name}" for file in files for name in read_yaml(_read(file), file)}
+    options = [re.split(r"[.=]", word, maxsplit=1)[0] for word in rest if word.startswith("--")]
+    return given | {option.removeprefix("--").replace("-", "_"): option for option in options}
 
 
 def slurm_sections(argv: Sequence[str]) -> list[tuple[str, Mapping[object, object]]]:

@@ -1,7 +1,8 @@
 """Runs an agent or a rank so that it cannot outlive its parent and tells how it failed. Standard library only.
 
-    python -m flash_launch.rank_guard [-m MODULE | SCRIPT] ARGUMENTS...
+    python -m flash_launch.rank_guard [--script FOLDER] [-m MODULE | SCRIPT] ARGUMENTS...
 
+With --script it is a script of the user's: it runs in FOLDER, and sys.exit(0) is a good end.
 Everything here happens before torch is imported. The environment says what to guard against:
 FLASH_LAUNCH_PARENT   the pid whose end ends this process
 FLASH_LAUNCH_LOGS     the folder for the logs of ranks (processes with RANK set)
@@ -20,11 +21,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flash_launch import oom_evidence, progress, telling
 from flash_launch.agent_guard import SHUTDOWN_SECONDS, begin_agent, log_start
+from flash_launch.script import running
 from flash_strategies.run_session import note_stop, stop_requested
 
 __all__ = [
@@ -52,13 +54,16 @@ _told = threading.Event()
 def main(argv: Sequence[str]) -> None:
     """Guard this process, then run the module or script as `python` would."""
     _die_with_parent()
+    script = argv[0] == "--script"
     if telling.ENDS in os.environ:
         if "RANK" in os.environ:
-            _begin_rank()
+            _begin_rank(running.note_or_end if script else note_stop)
         else:
             begin_agent(argv)
     try:
-        if argv[0] == "-m":
+        if script:
+            running.run_program(argv[1], argv[2:])
+        elif argv[0] == "-m":
             sys.argv = list(argv[1:])
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         else:
@@ -66,12 +71,13 @@ def main(argv: Sequence[str]) -> None:
             sys.path[0] = str(Path(argv[0]).absolute().parent)
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
-        if end.code not in (None, 0):
+        good = script and running.ended_well(end.code)
+        if end.code not in (None, 0) and not good:
             # sys.exit takes a text too: it is printed, and the code is 1.
             text = "" if isinstance(end.code, int) else str(end.code)
             _tell("failure", error=text, user_fault=bool(text), exit_code=end.code if not text else 1)
             raise
-        if "RANK" in os.environ:  # a worker that has done its work returns
+        if "RANK" in os.environ and not good:  # a worker that has done its work returns
             note_failure(end)
             _print_failure(end)
             raise SystemExit(1) from None
@@ -83,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, SHUTDOWN_SECONDS)
         raise SystemExit(1) from None
+    if script:
+        running.leave_process_group()
     if telling.ENDS in os.environ:
         _end_well()
 
@@ -117,7 +125,7 @@ def _end_well() -> None:
             telling.own_path(kind).unlink(missing_ok=True)
 
 
-def _begin_rank() -> None:
+def _begin_rank(asked_to_stop: Callable[..., None]) -> None:
     """Send both streams to the log, in order: one description, opened to append, so attempts follow each other."""
     log = Path(os.environ[telling.LOGS]) / telling.own_path("log").name
     with contextlib.suppress(OSError):  # a full disk: what it says goes where its agent's words go
@@ -129,7 +137,7 @@ def _begin_rank() -> None:
     with contextlib.suppress(OSError):
         stack = os.open(telling.own_path("stack"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         faulthandler.register(telling.STACK_SIGNAL, stack, all_threads=True)  # in C: it answers in a native call, too
-    signal.signal(signal.SIGUSR1, note_stop)  # before its pid is told, at which the signal is sent
+    signal.signal(signal.SIGUSR1, asked_to_stop)  # before its pid is told, at which the signal is sent
     if "SLURM_JOB_ID" in os.environ:  # Slurm sends its SIGTERM to every process of a job
         signal.signal(signal.SIGTERM, note_stop)
         os.register_at_fork(after_in_child=_heed_only_parent)
@@ -189,7 +197,8 @@ def _print_failure(error: BaseException) -> None:
         if "RANK" in os.environ:
             print(f"\n{TRACEBACK_MARK}", file=sys.stderr)
         frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+        ours = (__file__, running.__file__, "<frozen runpy>")
+        while frames is not None and frames.tb_frame.f_code.co_filename in ours:
             frames = frames.tb_next  # how the program was started tells nobody anything
         traceback.print_exception(type(error), error, frames)
         sys.stderr.flush()

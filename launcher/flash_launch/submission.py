@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from flash_launch.checkpoint.attempts import read_attempts
 from flash_launch.checkpoint.store import Store
@@ -26,10 +27,12 @@ from flash_launch.machine import place_on_cluster
 from flash_launch.option_parser import option_names, parse_run_options
 from flash_launch.preparation import Preparation
 from flash_launch.run_folder import RunFolder, check_free, create, default_path, write_text
+from flash_launch.script.config import AnyConfig, ScriptConfig, read_config
 from flash_launch.sweep import SweepTask, combinations, option_arguments, sweep_tasks, write_sweep
 
 __all__ = ["Submission", "how_to_follow", "prepare_submission", "send"]
 
+_Config = TypeVar("_Config", RunConfig, ScriptConfig)
 _SCRIPT = "job.sh"
 _LOOK_SECONDS = 3.0
 _VAGUE = ("PartitionConfig", "BadConstraints")
@@ -44,7 +47,7 @@ class Submission:
 
     path: Path
     """The run folder, or the sweep's, as it was given."""
-    configs: tuple[RunConfig, ...]
+    configs: tuple[AnyConfig, ...]
     """The options of each run, resolved."""
     preparations: tuple[Preparation, ...]
     """What the preflight says of each."""
@@ -64,16 +67,28 @@ class Submission:
         return tuple(RunFolder(top / task.folder) for task in self.tasks) or (RunFolder(top),)
 
 
-def prepare_submission(argv: Sequence[str], options: SlurmOptions, usage: str) -> Submission:
+def prepare_submission(
+    argv: Sequence[str], options: SlurmOptions, usage: str, script: ScriptConfig | None = None
+) -> Submission:
     """Check what was asked for, and write nothing.
+
+    Args:
+        argv: the options.
+        script: what is run, if that is no training of ours.
 
     Raises:
         FlashLaunchError: a user fault.
     """
-    values = combinations(options.array, option_names()) if options.array else [{}]
-    configs = [_config(argv, one, options, usage) for one in values]
+    values = combinations(options.array, option_names()) if options.array and script is None else [{}]
+    configs: list[AnyConfig]
+    if script is None:
+        configs = [_config(argv, one, options, usage) for one in values]
+    elif options.array:
+        raise ConfigError("--slurm.array varies options of a run, and a script has its own: submit it once for each")
+    else:
+        configs = [_placed(script, argv, options)]
     first = configs[0]
-    path = Path(first.output_dir) if first.output_dir is not None else default_path(first.strategy)
+    path = Path(first.output_dir) if first.output_dir is not None else default_path(first.name)
     goes_on = first.resume == "auto" and RunFolder(path.absolute()).config_yaml.exists()
     if goes_on and options.array:
         raise ConfigError("--resume auto goes on with one run: leave --slurm.array out, and name the run's own folder")
@@ -83,22 +98,23 @@ def prepare_submission(argv: Sequence[str], options: SlurmOptions, usage: str) -
         check_free(path)
         if path.exists() and any(path.iterdir()):
             raise ConfigError(f"--output-dir {path} is not empty: give a new folder")
-        say("preparing: building the model and scanning the data")
+        if script is None:
+            say("preparing: building the model and scanning the data")
         preparations = _preparations(configs)
     tasks = sweep_tasks(values) if options.array else []
     top = path.absolute()
-    script = render(
+    batch = render(
         JobScript(
             name=options.name or path.name,
             folder=str(top),
             runs=tuple(str(top / task.folder) for task in tasks) or (str(top),),
             nodes=first.nodes or 1,
-            directory=os.getcwd(),
+            directory=first.directory if isinstance(first, ScriptConfig) else os.getcwd(),
             python=sys.executable,
             options=options,
         )
     )
-    return Submission(path, tuple(configs), tuple(preparations), tuple(tasks), script, options, goes_on)
+    return Submission(path, tuple(configs), tuple(preparations), tuple(tasks), batch, options, goes_on)
 
 
 def send(submission: Submission) -> str:
@@ -197,34 +213,34 @@ def _withdraw(job_id: str, why: str) -> None:
 def _config(argv: Sequence[str], values: dict[str, str], options: SlurmOptions, usage: str) -> RunConfig:
     config = parse_run_options([*argv, *option_arguments(values)], usage)
     config.check()
+    return _placed(config, argv, options)
+
+
+def _placed(config: _Config, argv: Sequence[str], options: SlurmOptions) -> _Config:
     given = {word.partition("=")[0] for word in argv} & {"--hosts", "--hostfile"}
     if given and (config.hosts or config.hostfile):
         raise ConfigError("--hosts and --hostfile are for ssh; Slurm finds the nodes of a job: leave them out")
     config = config.replace(hosts=None, hostfile=None)  # of a file, as of a run that was started by ssh
     placement = place_on_cluster(config, options.gpus_per_node)
-    return config.replace(
-        nodes=placement.nodes,
-        procs_per_node=placement.procs_per_node,
-        accelerator=placement.accelerator,
-        setup=config.setup_name,
-    )
+    return config.placed(placement.nodes, placement.procs_per_node, placement.accelerator)
 
 
-def _preparations(configs: Sequence[RunConfig]) -> list[Preparation]:
+def _preparations(configs: Sequence[AnyConfig]) -> list[Preparation]:
     known: dict[str, Preparation] = {}
     found = []
     for config in configs:
-        key = config.replace(**{name: config.default(name) for name in _PLAN_FREE}).to_yaml()
+        same = {name: config.default(name) for name in _PLAN_FREE} if isinstance(config, RunConfig) else {}
+        key = config.replace(**same).to_yaml()
         if key not in known:
             known[key] = prepared(config)
         found.append(known[key])
     return found
 
 
-def _continued(folder: RunFolder, config: RunConfig) -> tuple[list[RunConfig], list[Preparation]]:
-    old = RunConfig.from_yaml(folder.config_yaml.read_text(encoding="utf-8"), str(folder.config_yaml))
-    config = continued(old, config)
-    say("preparing: checking the checkpoints")
+def _continued(folder: RunFolder, config: AnyConfig) -> tuple[list[AnyConfig], list[Preparation]]:
+    config = continued(read_config(folder), config)
+    if isinstance(config, RunConfig):
+        say("preparing: checking the checkpoints")
     manifest = None
     if read_attempts(folder.attempts):
         continuation = find(folder, config)

@@ -10,7 +10,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ATTEMPT", "EXIT_STOPPED", "RUN", "RunSession", "current_session", "note_stop", "stop_requested"]
+__all__ = [
+    "ATTEMPT",
+    "EXIT_STOPPED",
+    "RUN",
+    "RunSession",
+    "current_session",
+    "looks_for_stops",
+    "note_stop",
+    "stop_requested",
+]
 
 RUN = "FLASH_LAUNCH_RUN"
 """Environment variable of every rank: the absolute path of the run folder, which all attempts and nodes share."""
@@ -20,6 +29,7 @@ EXIT_STOPPED = 75
 """Exit code of a rank that was asked to stop, has saved and can resume: sysexits.h's EX_TEMPFAIL, "try again"."""
 
 _stop = threading.Event()
+_looked = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -54,4 +64,10 @@ def stop_requested() -> bool:
     Ranks are asked one after the other: before they act on it they must agree, for example by an all-reduce of it, or
     one would leave a step that the others wait in.
     """
+    _looked.set()
     return _stop.is_set()
+
+
+def looks_for_stops() -> bool:
+    """Whether this program has ever asked `stop_requested`; one that never does will not stop by itself."""
+    return _looked.is_set()

@@ -39,7 +39,7 @@ def fail(folder: Path, way: str, nodes: int, **environment: str) -> tuple[Verdic
         run,
         nodes=nodes,
         procs_per_node=2 // nodes,
-        worker=(SCRIPT, way),
+        worker=(SCRIPT, way, str(run.path)),
         console=io.BytesIO(),
         environment={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )

@@ -8,6 +8,7 @@ from flash_launch.run_folder import RunFolder
 
 folder, nodes, procs, mode = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 script = str(Path(__file__).with_name("rank_script.py"))
-result = run_local(RunFolder(folder), nodes=nodes, procs_per_node=procs, worker=(script, mode))
+worker = (script, mode, str(folder))
+result = run_local(RunFolder(folder), nodes=nodes, procs_per_node=procs, worker=worker)
 print(result.verdict.render() if result.verdict else "no verdict")
 sys.exit(result.exit_code)

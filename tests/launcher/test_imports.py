@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-GUARD = ("rank_guard", "agent_guard", "telling", "progress", "oom_evidence", "processes")
+GUARD = ("rank_guard", "agent_guard", "telling", "progress", "oom_evidence", "processes", "script", "script.running")
 HEAVY = {
     "torch",
     "lightning",

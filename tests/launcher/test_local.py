@@ -110,7 +110,7 @@ def run_here(
         folder,
         nodes=nodes,
         procs_per_node=procs,
-        worker=(str(HERE / "rank_script.py"), mode),
+        worker=(str(HERE / "rank_script.py"), mode, str(folder.path)),
         gpus=gpus,
         environment=environment,
         console=console,

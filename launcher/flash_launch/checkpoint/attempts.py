@@ -19,7 +19,7 @@ from flash_launch.errors import FencedError
 from flash_launch.processes import process_began
 from flash_strategies.run_session import EXIT_STOPPED
 
-__all__ = ["STOPPED", "Attempt", "Fence", "begin", "launcher_runs", "read_attempts"]
+__all__ = ["STOPPED", "Attempt", "Fence", "FenceWatch", "begin", "launcher_runs", "read_attempts"]
 
 STOPPED = EXIT_STOPPED
 """Exit code of an attempt that was asked to stop, has saved, and can go on."""
@@ -122,6 +122,27 @@ class Fence:
             "nothing more. That is as it should be after a requeue; if you started the second one by mistake, stop it "
             "and `flash-launch resume` the run"
         )
+
+
+class FenceWatch:
+    """Says when the ranks of a launch that another one superseded must be ended: a while after they could notice it."""
+
+    _LOOK_SECONDS = 2.0
+    _GRACE_SECONDS = 20.0
+
+    def __init__(self, fence: Fence) -> None:
+        """Look at nothing yet."""
+        self._fence = fence
+        self._looked = time.monotonic()
+        self._seen: float | None = None
+
+    def ended(self) -> bool:
+        """Whether it is time; may be asked many times a second."""
+        now = time.monotonic()
+        if self._seen is None and now - self._looked > self._LOOK_SECONDS:
+            self._looked = now
+            self._seen = now if self._fence.newer() is not None else None
+        return self._seen is not None and now - self._seen > self._GRACE_SECONDS
 
 
 def _files(folder: Path) -> list[tuple[int, Path]]:

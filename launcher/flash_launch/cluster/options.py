@@ -10,9 +10,9 @@ from flash_launch.errors import ConfigError
 from flash_launch.option_parser import nearest, slurm_sections
 from flash_launch.options import field_docstrings
 
-__all__ = ["SlurmOptions", "describe_slurm_options", "parse_slurm_options"]
+__all__ = ["PREFIX", "SlurmOptions", "describe_slurm_options", "parse_slurm_options"]
 
-_PREFIX = "--slurm."
+PREFIX = "--slurm."
 _TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE")
 _LEAST_SECONDS = 60
 """Slurm looks at limits twice a minute."""
@@ -167,14 +167,14 @@ def parse_slurm_options(
     arguments = list(argv)
     while arguments:
         argument = arguments.pop(0)
-        if not argument.startswith(_PREFIX):
+        if not argument.startswith(PREFIX):
             rest.append(argument)
             continue
         option, equals, value = argument.partition("=")
-        name = _name(option.removeprefix(_PREFIX), "")
+        name = _name(option.removeprefix(PREFIX), "")
         if not equals:
             # a value may begin with a dash, as in --slurm.extra --exclusive
-            if not arguments or arguments[0].startswith(_PREFIX):
+            if not arguments or arguments[0].startswith(PREFIX):
                 raise ConfigError(f"{option} has no value: {_expected(name)}")
             value = arguments.pop(0)
         given.setdefault(name, []).append(value)
@@ -192,16 +192,16 @@ def describe_slurm_options() -> str:
 
 
 def _option(name: str) -> str:
-    return _PREFIX + name.replace("_", "-")
+    return PREFIX + name.replace("_", "-")
 
 
 def _name(given: str, source: str) -> str:
     name = given.replace("-", "_")
     if name not in _TYPES:
         known = [field.name.replace("_", "-") for field in dataclasses.fields(SlurmOptions)]
-        where = f"{source}: unknown key slurm.{given}" if source else f"unknown option {_PREFIX}{given}"
+        where = f"{source}: unknown key slurm.{given}" if source else f"unknown option {PREFIX}{given}"
         close = nearest(given, known)
-        prefix = "slurm." if source else _PREFIX
+        prefix = "slurm." if source else PREFIX
         told = close.replace("did you mean ", f"did you mean {prefix}").replace("--help", "submit --help")
         raise ConfigError(where + told)
     return name

@@ -1,7 +1,7 @@
 """Runs a launch in the Slurm allocation this process is in: one srun, and by it one agent, per node."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 from flash_launch.cluster.allocation import Allocation
@@ -18,6 +18,7 @@ def run_in_allocation(
     allocation: Allocation,
     *,
     procs_per_node: int,
+    worker: Sequence[str] = (),
     attempt: int = 1,
     environment: Mapping[str, str] | None = None,
     console: BinaryIO | None = None,
@@ -28,16 +29,23 @@ def run_in_allocation(
     Args:
         folder: a run folder that all nodes share.
         allocation: the nodes to use.
+        worker: what each rank runs, as arguments of `python`; empty: flash-launch's worker.
         attempt: the number of this attempt of the run.
-        environment: what the nodes get besides their own; default: this process's.
+        environment: what the nodes get besides their own, as far as it is ours or srun would not hand it on; default:
+            this process's.
         console: where rank 0 is shown; default: standard output.
         stop_seconds: how long the ranks have to save and stop when they are asked to, before they are ended.
     """
     variables = os.environ if environment is None else environment
-    ours = {name: value for name, value in variables.items() if name.startswith("FLASH_LAUNCH_")}
+    ours = {
+        name: value
+        for name, value in variables.items()
+        if name.startswith("FLASH_LAUNCH_") or os.environ.get(name) != value
+    }
     nodes = allocation.nodes
     port = allocation.port(attempt)
-    task = NodeTask(str(folder.path), attempt, BY_SLURM, nodes, procs_per_node, port, stop_seconds)
+    place = (str(folder.path), attempt, BY_SLURM, nodes, procs_per_node, port, stop_seconds)
+    task = NodeTask(*place, worker=tuple(worker))
     line = boot_line([*node_argv(task)[3:], "--control"], ours, os.getcwd())
     argv = (*srun_argv(allocation), *boot_argv())
     processes = [RemoteProcess(argv, line, tuple(range(len(nodes))), nodes, srun_environment(os.environ))]

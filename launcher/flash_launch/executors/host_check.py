@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from flash_launch.config import RunConfig
 from flash_launch.errors import HostError
 from flash_launch.executors.host_facts import Facts, Question, code_files, new_token, package_versions
 from flash_launch.executors.host_talk import HostTalk, talk_to
 from flash_launch.executors.hosts import Host
 from flash_launch.machine import Placement
+from flash_launch.options import RankOptions
 
 __all__ = ["place_on_hosts"]
 
@@ -29,13 +29,16 @@ _SHOWN = 3
 _Problems = list[tuple[Host, str]]
 
 
-def place_on_hosts(config: RunConfig, hosts: Sequence[Host], folder: Path) -> tuple[Placement, tuple[str, ...]]:
+def place_on_hosts(
+    config: RankOptions, hosts: Sequence[Host], folder: Path, *, user_code: bool
+) -> tuple[Placement, tuple[str, ...]]:
     """Look at hosts and place a run on them; also what the user should know, a sentence each. Leaves nothing behind.
 
     Args:
         config: the run's.
         hosts: the first is node 0.
         folder: the run's, which need not be there yet.
+        user_code: whether Python files in the current folder take part in the run.
 
     Raises:
         HostError: a host that cannot be reached, or where the run would fail; all that is wrong, a line each.
@@ -56,7 +59,7 @@ def place_on_hosts(config: RunConfig, hosts: Sequence[Host], folder: Path) -> tu
             facts = {
                 host: Facts(**json.loads(json.dumps(told))) for host, told in answers.items() if isinstance(told, dict)
             }
-            problems += _compare(facts, parent, own_code=config.task is not None or ":" in f"{config.data}")
+            problems += _compare(facts, parent, own_code=user_code)
             problems += _unseen(facts, parent, tokens)
             accelerator, procs, unplaced = _ranks(config, facts)
             _refuse(problems + unplaced, hosts)
@@ -162,7 +165,7 @@ def _unseen(facts: Mapping[Host, Facts], parent: Path, tokens: Mapping[Host, str
     return [(host, f"what it writes to {parent} is not seen here: see how that is mounted") for host in missing]
 
 
-def _ranks(config: RunConfig, facts: Mapping[Host, Facts]) -> tuple[bool, int, _Problems]:
+def _ranks(config: RankOptions, facts: Mapping[Host, Facts]) -> tuple[bool, int, _Problems]:
     """Whether ranks have GPUs, how many ranks a host has, and what does not fit."""
     gpus = {host: one.gpus for host, one in facts.items()}
     procs = config.procs_per_node

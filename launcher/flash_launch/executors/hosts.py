@@ -3,15 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
+from flash_launch.options import RankOptions
 
 __all__ = ["Host", "choose_hosts", "parse_hosts", "read_hostfile"]
 
 _NAME = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%\w+)?")
+Ranks = TypeVar("Ranks", bound=RankOptions)
 _USER = re.compile(r"[\w.$+-]+")
 _LEAST_PORT = 22
 """What stands behind a colon in other launchers' files may be a number of ranks; no ssh server has so low a port."""
@@ -39,7 +41,7 @@ class Host:
         return f"{self.user and self.user + '@'}{self.name}"
 
 
-def choose_hosts(config: RunConfig, argv: Sequence[str]) -> tuple[RunConfig, tuple[Host, ...]]:
+def choose_hosts(config: Ranks, argv: Sequence[str]) -> tuple[Ranks, tuple[Host, ...]]:
     """The hosts to run on, none for this machine; and the configuration as it is kept, with their names in it.
 
     Args:
@@ -57,14 +59,14 @@ def choose_hosts(config: RunConfig, argv: Sequence[str]) -> tuple[RunConfig, tup
         by_list, by_file = (by_list, None) if "--hosts" in given else (None, by_file)
     hosts = read_hostfile(Path(by_file)) if by_file is not None else parse_hosts(by_list) if by_list else ()
     if not hosts:
-        return config.replace(hosts=None, hostfile=None), ()
+        return replace(config, hosts=None, hostfile=None), ()
     anew = bool(given & {"--hosts", "--hostfile"}) and "--nodes" not in given
     if config.nodes not in (None, len(hosts)) and not anew:
         raise ConfigError(
             f"--nodes is {config.nodes}, but {len(hosts)} host{'s are' if len(hosts) > 1 else ' is'} named, "
             f"{', '.join(map(str, hosts))}, and each is a node: leave --nodes out, or name {config.nodes} hosts"
         )
-    return config.replace(nodes=len(hosts), hosts=",".join(map(str, hosts)), hostfile=None), hosts
+    return replace(config, nodes=len(hosts), hosts=",".join(map(str, hosts)), hostfile=None), hosts
 
 
 def parse_hosts(text: str, source: str = "--hosts") -> tuple[Host, ...]:

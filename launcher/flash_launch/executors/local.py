@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from flash_launch.checkpoint.attempts import Fence, FenceWatch
 from flash_launch.errors import LaunchError
 from flash_launch.executors.addresses import loopback
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
 from flash_launch.executors.echo import Echo
 from flash_launch.executors.ports import held_port
-from flash_launch.executors.torchrun import agent_argv, agent_environment
+from flash_launch.executors.torchrun import agent_argv, agent_environment, worker_argv
 from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder
 
@@ -47,7 +48,7 @@ def run_local(
     *,
     nodes: int,
     procs_per_node: int,
-    worker: Sequence[str] = ("-m", "flash_launch.worker"),
+    worker: Sequence[str] | None = None,
     gpus: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
     console: BinaryIO | None = None,
@@ -58,8 +59,8 @@ def run_local(
     """Run `nodes` x `procs_per_node` ranks on this machine until all have finished or one has failed.
 
     Args:
-        folder: a run folder that exists; its path is the worker's last argument.
-        worker: what each rank runs, as arguments of `python`.
+        folder: a run folder that exists.
+        worker: what each rank runs, as arguments of `python`; default: flash-launch's worker.
         gpus: one per rank, shared out to the nodes; None leaves CUDA_VISIBLE_DEVICES alone, empty hides all.
         environment: what the agents inherit; default: this process's.
         console: where rank 0 is shown; default: standard output.
@@ -73,6 +74,8 @@ def run_local(
     start = time.monotonic()
     ends = folder.ends_of(attempt)
     signals = Signals()
+    worker = worker or worker_argv(folder)
+    fenced = FenceWatch(Fence(folder.attempts, attempt))
     with signals.watch():
         for _ in range(_PORTS_TRIED):
             echo = Echo(folder.rank_log(0, 0), console or sys.stdout.buffer)
@@ -83,7 +86,7 @@ def run_local(
                         agents.append(
                             _start(folder, nodes, node, procs_per_node, worker, gpus, environment, port, attempt)
                         )
-                    watch(agents, signals, ends, stop_seconds, poll=echo.pump)
+                    watch(agents, signals, ends, stop_seconds, poll=echo.pump, must_end=fenced.ended)
                 except OSError as error:
                     raise LaunchError(f"an agent could not be started: {error}") from error
                 finally:
@@ -122,7 +125,7 @@ def _start(
         base |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
     log = folder.agent_log(node)
     argv = agent_argv(
-        (*worker, str(folder.path)),
+        worker,
         nodes=nodes,
         node=node,
         procs_per_node=procs_per_node,

@@ -9,6 +9,7 @@ With --control, its stdin says when to stop, and that the launcher still is ther
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import select
@@ -26,13 +27,12 @@ from flash_launch.errors import FencedError, LaunchError
 from flash_launch.executors.addresses import head_address, interface_of, local_address, source_address
 from flash_launch.executors.agent import Agent, Signals, start_agent, watch
 from flash_launch.executors.ports import held_port
-from flash_launch.executors.torchrun import agent_argv, agent_environment
+from flash_launch.executors.torchrun import agent_argv, agent_environment, worker_argv
 from flash_launch.processes import usable_cores
 from flash_launch.run_folder import RunFolder, write_json
 
 __all__ = ["ALIVE", "BEGAN", "BY_SLURM", "STOP", "NodeTask", "main", "node_argv", "run_node"]
 
-WORKER = ("-m", "flash_launch.worker")
 STOP, ALIVE = b"stop\n", b"alive\n"
 """What a launcher says to a node: save and stop; and every few seconds, that it is there."""
 BEGAN = "flash-launch: this node has begun"
@@ -66,6 +66,8 @@ class NodeTask:
     """How long the ranks have to save and stop when they are asked to."""
     head: str = ""
     """The address of the first node; empty: it is found by its name, on each node."""
+    worker: tuple[str, ...] = ()
+    """What each rank runs, as arguments of `python`; empty: flash-launch's worker."""
 
 
 def node_argv(task: NodeTask, python: str = sys.executable) -> list[str]:
@@ -75,10 +77,11 @@ def node_argv(task: NodeTask, python: str = sys.executable) -> list[str]:
         *("--attempt", str(task.attempt), "--node", str(task.node), "--nodes", ",".join(task.nodes)),
         *("--procs", str(task.procs_per_node), "--port", str(task.port), "--stop-seconds", str(task.stop_seconds)),
         *(("--head", task.head) if task.head else ()),
+        *(("--worker", json.dumps(task.worker)) if task.worker else ()),
     ]
 
 
-def run_node(task: NodeTask, worker: Sequence[str] = WORKER, control: int | None = None) -> int:
+def run_node(task: NodeTask, control: int | None = None) -> int:
     """Run this node's agent to its end; 0, or 1 if it failed here, or 128 + the signal that ended it.
 
     Args:
@@ -103,7 +106,7 @@ def run_node(task: NodeTask, worker: Sequence[str] = WORKER, control: int | None
         try:
             address, own = _addresses(task)
             held.enter_context(_port(task, address))
-            agent = _start(task, folder, worker, address, own)
+            agent = _start(task, folder, address, own)
         except (LaunchError, OSError) as error:
             write_json(
                 ends / f"node{task.node}_agent.end",
@@ -177,9 +180,9 @@ def _addresses(task: NodeTask) -> tuple[str, str]:
     return head_address(task.nodes, task.node), local_address(task.nodes, task.node)
 
 
-def _start(task: NodeTask, folder: RunFolder, worker: Sequence[str], address: str, own: str) -> Agent:
+def _start(task: NodeTask, folder: RunFolder, address: str, own: str) -> Agent:
     argv = agent_argv(
-        (*worker, str(folder.path)),
+        task.worker or worker_argv(folder),
         nodes=len(task.nodes),
         node=task.node,
         procs_per_node=task.procs_per_node,
@@ -227,11 +230,13 @@ def main(argv: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", type=kind, required=True)
     parser.add_argument("--stop-seconds", type=float, default=600.0)
     parser.add_argument("--head", default="")
+    parser.add_argument("--worker", default="[]")
     parser.add_argument("--control", action="store_true")
     given = parser.parse_args(argv)
     task = NodeTask(
         *(given.run, given.attempt, given.node, tuple(given.nodes.split(","))),
         *(given.procs, given.port, given.stop_seconds, given.head),
+        worker=tuple(json.loads(given.worker)),
     )
     if task.node == BY_SLURM:
         task = replace(task, node=int(os.environ["SLURM_NODEID"]))

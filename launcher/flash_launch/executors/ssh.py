@@ -23,6 +23,7 @@ def run_ssh(
     head: str,
     port: int,
     procs_per_node: int,
+    worker: Sequence[str] = (),
     attempt: int = 1,
     environment: Mapping[str, str] | None = None,
     console: BinaryIO | None = None,
@@ -34,6 +35,7 @@ def run_ssh(
         folder: a run folder that all hosts share; the current folder and Python are where they are here.
         head: the address at which the first host is reached from the others.
         port: a free port there.
+        worker: what each rank runs, as arguments of `python`; empty: flash-launch's worker.
         attempt: the number of this attempt of the run.
         environment: of which variables travel, see `passed_on`; default: this process's.
         console: where rank 0 is shown; default: standard output.
@@ -46,7 +48,8 @@ def run_ssh(
         variables |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
     processes = []
     for number, host in enumerate(hosts):
-        task = NodeTask(str(folder.path), attempt, number, names, procs_per_node, port, stop_seconds, head)
+        place = (str(folder.path), attempt, number, names, procs_per_node, port, stop_seconds, head)
+        task = NodeTask(*place, worker=tuple(worker))
         line = boot_line([*node_argv(task)[3:], "--control"], variables, os.getcwd())
         processes.append(RemoteProcess(tuple(ssh_argv(host, boot_argv())), line, (number,), (host.name,)))
     return run_remote(folder, processes, attempt=attempt, stop_seconds=stop_seconds, console=console)

@@ -7,9 +7,14 @@ from flash_launch import rank_guard
 from flash_launch.run_folder import RunFolder
 from flash_strategies.run_session import ATTEMPT, RUN
 
-__all__ = ["agent_argv", "agent_environment"]
+__all__ = ["agent_argv", "agent_environment", "worker_argv"]
 
 _NOT_INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def worker_argv(folder: RunFolder) -> tuple[str, ...]:
+    """What each rank of a run runs, as arguments of `python`, where that is no script of the user's."""
+    return ("-m", "flash_launch.worker", str(folder.path))
 
 
 def agent_argv(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from flash_launch.config import RunConfig
+from flash_launch.options import WandbOptions
 from flash_launch.run_folder import RunFolder, read_json, write_json
 
 __all__ = [
@@ -94,7 +94,7 @@ def wandb_folder(folder: RunFolder) -> Path:
     return folder.path / "wandb"
 
 
-def identify(folder: RunFolder, config: RunConfig, environment: Mapping[str, str]) -> Identity:
+def identify(folder: RunFolder, config: WandbOptions, environment: Mapping[str, str]) -> Identity:
     """Who the run is; told once and then kept.
 
     Raises:
