@@ -157,8 +157,7 @@ def _check_saved(folder: RunFolder, attempts: Sequence[Attempt], allocation: All
     Raises:
         LaunchError: as many attempts of this job as are allowed neither said that they saved nor wrote to checkpoints/.
     """
-    written = (folder.checkpoints, *folder.checkpoints.rglob("*"))
-    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    newest = max((path.stat().st_mtime for path in folder.checkpoints.rglob("*") if path.exists()), default=0.0)
     _check_stalled(
         folder,
         attempts,

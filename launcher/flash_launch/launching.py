@@ -218,6 +218,7 @@ def begin_attempt(folder: RunFolder, config: AnyConfig, manifest: Manifest | Non
     except OSError as error:
         raise ConfigError(f"{folder.attempts} cannot be written to: {error.strerror}") from error
     if isinstance(config, ScriptConfig):  # what it saves, and when, is its own
+        folder.checkpoints.mkdir(exist_ok=True)
         append_jsonl(folder.events_jsonl, {"event": "start", "time": time.time(), "attempt": attempt.number})
     else:
         Store(folder.checkpoints).sweep()

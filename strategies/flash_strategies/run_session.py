@@ -43,7 +43,7 @@ class RunSession:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder for what the next attempt resumes from; it may not exist yet."""
+        """Folder for what the next attempt resumes from; `flash-launch script` makes it."""
         return self.folder / "checkpoints"
 
 

@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in (("preflight.py", PREFLIGHT), ("worker.py", WORKER)):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr("flash_launch.launching.PREFLIGHT", (str(tmp_path / "preflight.py"),))
-    monkeypatch.setattr("flash_launch.launching._WORKER", (str(tmp_path / "worker.py"),))
+    monkeypatch.setattr("flash_launch.executors.torchrun.WORKER", (str(tmp_path / "worker.py"),))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

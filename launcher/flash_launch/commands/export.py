@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from flash_launch.config import RunConfig
 from flash_launch.console import say, usage
+from flash_launch.errors import ConfigError
 from flash_launch.exporting import HELP, find_export, read_export_options
 from flash_launch.run_folder import RunFolder
+from flash_launch.script.config import is_script
 
 __all__ = ["main"]
 
@@ -17,6 +19,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     options = read_export_options(argv)
     path = RunFolder(options.run).config_yaml
+    if is_script(path):
+        raise ConfigError(f"export was given {options.run}, the run of a script, which writes its own weights")
     config = RunConfig.from_yaml(path.read_text(encoding="utf-8"), str(path))
     say("checking the checkpoint")
     store, found = find_export(options)

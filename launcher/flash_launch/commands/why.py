@@ -12,6 +12,7 @@ from flash_launch.errors import ConfigError
 from flash_launch.history import State, Story, newest_failed, read_history
 from flash_launch.option_parser import nearest
 from flash_launch.run_folder import RunFolder
+from flash_launch.script.config import is_script
 from flash_launch.viewing.run_jobs import keep_slurm_record
 from flash_launch.viewing.wording import resume_command
 
@@ -146,6 +147,8 @@ def _next(folder: RunFolder, run: Path, stories: Sequence[Story], story: Story |
     """Commands that help on, each with its purpose."""
     if story is None or story is not stories[-1] or not (story.bad or story.state is State.STOPPED):
         return []
+    if is_script(folder.config_yaml):
+        return [(resume_command(run), "starts the script again")]
     names = Store(folder.checkpoints).names()
     if names:
         return [(resume_command(run), f"goes on from {names[0]}")]

@@ -9,12 +9,13 @@ from flash_strategies.run_session import ATTEMPT, RUN
 
 __all__ = ["agent_argv", "agent_environment", "worker_argv"]
 
+WORKER = ("-m", "flash_launch.worker")
 _NOT_INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def worker_argv(folder: RunFolder) -> tuple[str, ...]:
     """What each rank of a run runs, as arguments of `python`, where that is no script of the user's."""
-    return ("-m", "flash_launch.worker", str(folder.path))
+    return (*WORKER, str(folder.path))
 
 
 def agent_argv(

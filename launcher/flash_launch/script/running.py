@@ -30,6 +30,8 @@ def run_program(directory: str, argv: Sequence[str]) -> None:
         argv: the script, or -m and the module, and the arguments.
     """
     os.chdir(directory)
+    if "GROUP_RANK" in os.environ:
+        os.environ["NODE_RANK"] = os.environ["GROUP_RANK"]  # the name that Lightning and others know it by
     if os.environ.get("RANK", "0") != "0":
         for name in _OF_RANK_0:  # two processes that record as one W&B run would overwrite each other
             os.environ.pop(name, None)

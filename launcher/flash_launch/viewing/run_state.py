@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from flash_launch.checkpoint.attempts import Attempt, launcher_runs
+from flash_launch.checkpoint.attempts import STOPPED, Attempt, launcher_runs
 from flash_launch.early_stop import EarlyStop
 from flash_launch.processes import process_began
 from flash_launch.viewing.json_fields import text
@@ -94,7 +94,7 @@ def state_of(
         host: this machine's name.
         began: when a process of this machine began.
     """
-    resume = resume_command(shown or view.path) if view.checkpoints else ""
+    resume = resume_command(shown or view.path) if view.checkpoints or view.is_script else ""
     newest = view.attempts[-1] if view.attempts else None
     job = jobs[-1] if jobs else None
     if job is not None and job.state in _WAITING:
@@ -159,8 +159,11 @@ def _ended(view: RunView, newest: AttemptView, resume: str) -> RunState:
     status, code = text(view.summary, "status"), newest.exit_code
     if status == "finished" and code in (0, None):
         stop = EarlyStop.from_json(view.summary.get("stopped_early"))
-        return RunState(State.FINISHED, str(stop) if stop is not None else "all epochs are done")
+        done = "the script has ended well" if view.is_script else "all epochs are done"
+        return RunState(State.FINISHED, str(stop) if stop is not None else done)
     if code in (75, 0, None) and status == "stopped":
+        if view.is_script and code == STOPPED:
+            return RunState(State.STOPPED, "it was asked to stop, and the script has saved", resume)
         saved = text(view.summary, "checkpoint")
         return RunState(State.STOPPED, f"it was asked to stop and saved {saved}" if saved else "it was stopped", resume)
     if code == 0:

@@ -1,5 +1,6 @@
 """A run folder read into plain data, for those who look at it: a pure reading, of whatever is there by now."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from flash_launch.checkpoint.manifest import read as read_manifest
 from flash_launch.checkpoint.store import Store
 from flash_launch.errors import CheckpointError
 from flash_launch.run_folder import RunFolder, read_jsonl
+from flash_launch.script.config import is_script
 from flash_launch.viewing.json_fields import flag, integer, items, number, read_mapping, text
 from flash_launch.viewing.metrics_file import MetricsFile, Progress
 
@@ -122,6 +124,11 @@ class RunView:
     """When anything of the newest attempt was last written."""
 
     @property
+    def is_script(self) -> bool:
+        """Whether a script of the user's runs, and not flash-launch's own training."""
+        return "directory" in self.config
+
+    @property
     def max_epochs(self) -> int | None:
         """How many epochs it has."""
         return integer(self.config, "max_epochs")
@@ -162,7 +169,7 @@ def read_run(folder: RunFolder, metrics: MetricsFile | None = None) -> RunView:
         events,
         lineage,
         attempts,
-        tuple(_checkpoints(folder)),
+        tuple(_saved_by_script(folder) if is_script(folder.config_yaml) else _checkpoints(folder)),
         summary,
         read_mapping(folder.path / "wandb" / "run.json"),
         tuple(job for row in items(read_mapping(folder.path / "slurm.json"), "jobs") if (job := text(row, "job_id"))),
@@ -275,6 +282,14 @@ def _checkpoints(folder: RunFolder) -> Iterator[CheckpointView]:
                 yield CheckpointView(name, int(name.removeprefix("step_")), None, None)
         else:
             yield CheckpointView(name, manifest.position.step, manifest.position.epoch, manifest.time)
+
+
+def _saved_by_script(folder: RunFolder) -> Iterator[CheckpointView]:
+    """What a script has in checkpoints/, whatever that is, the newest first."""
+    with contextlib.suppress(OSError):  # some of it may just be deleted
+        paths = [path for path in folder.checkpoints.iterdir() if not path.name.startswith(".")]
+        times = {path.name: path.stat().st_mtime for path in paths}
+        yield from (CheckpointView(name, 0, None, times[name]) for name in sorted(times, key=lambda n: -times[n]))
 
 
 def _last_sign(folder: RunFolder, newest: Attempt | None) -> float | None:
