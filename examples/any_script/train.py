@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from flash_strategies.run_session import EXIT_STOPPED, current_session, stop_requested
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from flash_strategies.run_session import EXIT_STOPPED, current_session, stop_requested
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
