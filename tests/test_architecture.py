@@ -16,7 +16,7 @@ LIGHT_LAUNCHER = (
     *("job", "launching", "submission", "sweep", "console", "class_paths", "trainer_options"),
 )
 LIGHT_STRATEGIES = (
-    *("errors", "schedule", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones"),
+    *("errors", "schedule", "rate", "registry", "no_freeze", "freeze", "freeze_unfreeze", "unfreeze_milestones"),
     "run_session",
 )
 

@@ -21,6 +21,7 @@ from flash_launch.options import (
 )
 
 if TYPE_CHECKING:
+    from flash_strategies.rate import Rate
     from flash_strategies.registry import StrategySpec
 
 __all__ = ["RunConfig"]
@@ -39,6 +40,9 @@ _BOUNDS: dict[str, tuple[_Check, str]] = {
     "timeout": _POSITIVE,
     "unfreeze_epoch": _AT_LEAST_0,
     "num_layers": _AT_LEAST_1,
+    "backbone_lr": _POSITIVE,
+    "backbone_lr_ratio": _POSITIVE,
+    "backbone_lr_ramp": _POSITIVE,
     "val_fraction": _FRACTION,
     "image_size": _AT_LEAST_1,
     "num_workers": _AT_LEAST_0,
@@ -145,6 +149,20 @@ class RunConfig(
             StrategyNameError, StrategyTypeError, StrategyValueError: see flash_strategies.registry.
         """
         assert not self.own_strategy, self.strategy
+        from flash_strategies.registry import with_rate
+
+        spec, rate = self._spec_without_rate(), self.backbone_rate()
+        return spec if rate is None else with_rate(spec, rate)
+
+    def backbone_rate(self) -> "Rate | None":
+        """The rate of what is unfrozen, where an option gives one."""
+        from flash_strategies.rate import Rate
+
+        if self.backbone_lr is None and self.backbone_lr_ratio is None:
+            return None
+        return Rate(self.backbone_lr, self.backbone_lr_ratio, self.backbone_lr_ramp, self.backbone_lr_align)
+
+    def _spec_without_rate(self) -> "StrategySpec":
         from flash_strategies.freeze_unfreeze import FreezeUnfreeze
         from flash_strategies.registry import StrategySpec, parse_strategy
         from flash_strategies.unfreeze_milestones import UnfreezeMilestones
@@ -219,9 +237,31 @@ class RunConfig(
                     f"{option_name(name)} belongs to --strategy {owner}, but the strategy is {self.strategy}: "
                     f"leave it out, or give --strategy {owner}{suffix}"
                 )
+        self._check_backbone_rate()
         if self.milestones is not None and not 0 <= self.milestones[0] < self.milestones[1]:
             first, second = self.milestones
             raise ConfigError(
                 f"--milestones was given {first} {second}: it must be two epochs, counted from 0, of which the second "
                 f"is later, for example --milestones 2 5"
+            )
+
+    def _check_backbone_rate(self) -> None:
+        if self.backbone_lr is not None and self.backbone_lr_ratio is not None:
+            raise ConfigError(
+                f"--backbone-lr {self.backbone_lr:g} and --backbone-lr-ratio {self.backbone_lr_ratio:g} both say what "
+                "the rate at the unfreeze is: give one of them"
+            )
+        given = self.backbone_lr is not None or self.backbone_lr_ratio is not None
+        if self.backbone_lr_ramp is not None and not given:
+            raise ConfigError(
+                f"--backbone-lr-ramp {self.backbone_lr_ramp:g} has no rate to begin with: give --backbone-lr or "
+                "--backbone-lr-ratio, too"
+            )
+        if not self.backbone_lr_align and self.backbone_lr_ramp is None:
+            raise ConfigError("--backbone-lr-align false is about a ramp: give --backbone-lr-ramp, or leave it out")
+        if given and self.strategy.removesuffix(_DEEPSPEED_SUFFIX) in ("no_freeze", "freeze"):
+            option = "--backbone-lr" if self.backbone_lr is not None else "--backbone-lr-ratio"
+            raise ConfigError(
+                f"{option} is for what a strategy unfreezes, and --strategy {self.strategy} unfreezes nothing: leave "
+                "it out, or give --strategy freeze_unfreeze"
             )

@@ -38,6 +38,11 @@ def build_finetuning(config: RunConfig) -> FinetuningCallback:
                 f"--train-bn false does not reach --strategy {config.strategy}, which freezes by itself: leave it out, "
                 "and give train_bn to the callback"
             )
+        if config.backbone_rate() is not None:
+            raise ConfigError(
+                f"--backbone-lr and --backbone-lr-ratio do not reach --strategy {config.strategy}, which unfreezes by "
+                "itself: leave them out, and let the callback unfreeze with unfreeze_and_add_param_group(..., lr=...)"
+            )
         given.timeout = config.timeout
         return given
     if not isinstance(given, FinetuningStrategy):
@@ -45,7 +50,8 @@ def build_finetuning(config: RunConfig) -> FinetuningCallback:
             f"--strategy {config.strategy} gives a {type(given).__name__}, which is no strategy: it needs a `name`, a "
             "text, and a method phases(max_epochs) that gives a tuple of flash_strategies.Phase"
         )
-    return ScheduledFinetuning(given, train_bn=config.train_bn, timeout=config.timeout)
+    rate = config.backbone_rate()
+    return ScheduledFinetuning(given, train_bn=config.train_bn, rate=rate, timeout=config.timeout)
 
 
 def phases_on(task: pl.LightningModule, config: RunConfig, finetuning: FinetuningCallback) -> tuple[ResolvedPhase, ...]:

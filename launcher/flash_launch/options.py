@@ -76,6 +76,19 @@ class StrategyOptions:
     train_bn: bool = True
     """Batch norms of the frozen part go on training."""
 
+    backbone_lr: float | None = None
+    """Learning rate of what is unfrozen, at the unfreeze; from then on --lr-schedule applies to it as to the head's.
+    Default: the head's, or what the task's own optimizer says."""
+
+    backbone_lr_ratio: float | None = field(default=None, metadata={"metavar": "RATIO"})
+    """The same as a ratio to the head's rate."""
+
+    backbone_lr_ramp: float | None = field(default=None, metadata={"metavar": "FACTOR"})
+    """Factor of the backbone's rate at the start of each epoch after the one of the unfreeze. Default: none."""
+
+    backbone_lr_align: bool = True
+    """End the ramp where it reaches the head's rate."""
+
     setup: str | None = field(default=None, metadata={"metavar": "NAME|FILE.json"})
     """How the ranks hold the model: a name from `flash-launch templates`, or a DeepSpeed JSON file.
     Default: ddp, or zero2 for a _deepspeed strategy."""

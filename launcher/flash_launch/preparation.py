@@ -54,6 +54,8 @@ class Preparation:
                 line += f", {len(layers)} layer{'s' * (len(layers) != 1)} of the backbone"
             if isinstance(parts := phase.get("estimated_bytes_per_rank"), dict):
                 line += f", about {sum(parts.values()) / 2**20:,.1f} MiB per rank before activations"
+            if rate := phase.get("rate"):
+                line += f"; what it unfreezes at {rate}"
             yield line
         if isinstance(names := self.plan.get("no_decay"), list):
             shown = f": {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else ""

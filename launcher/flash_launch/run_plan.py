@@ -37,6 +37,7 @@ def plan_json(assembly: Assembly) -> dict[str, object]:
     phases = [
         phase(resolved.phase.name, resolved.phase.first_epoch, set(resolved.selection.trainable))
         | {"layers": list(resolved.selection.layers)}
+        | ({"rate": str(resolved.phase.rate)} if resolved.phase.rate is not None else {})
         for resolved in assembly.phases
     ]
     if not phases:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from flash_strategies.lightning.custom import FlashBaseFinetuning
     from flash_strategies.no_freeze import NoFreeze
     from flash_strategies.plain import Finetuner
-    from flash_strategies.registry import StrategySpec, parse_strategy, register_strategy, strategy_names
+    from flash_strategies.rate import Rate
+    from flash_strategies.registry import StrategySpec, parse_strategy, register_strategy, strategy_names, with_rate
     from flash_strategies.schedule import (
         Everything,
         FinetuningStrategy,
@@ -59,6 +60,7 @@ __all__ = [
     "Nothing",
     "Phase",
     "ProofError",
+    "Rate",
     "ScheduledFinetuning",
     "Selection",
     "StrategyNameError",
@@ -78,6 +80,7 @@ __all__ = [
     "resolve",
     "strategy_names",
     "validated_phases",
+    "with_rate",
 ]
 
 # Which module has which names. They are imported when asked for: the launcher's processes read flash_strategies.errors
@@ -100,7 +103,8 @@ _HOMES = {
     "lightning.custom": ("FlashBaseFinetuning",),
     "no_freeze": ("NoFreeze",),
     "plain": ("Finetuner",),
-    "registry": ("StrategySpec", "parse_strategy", "register_strategy", "strategy_names"),
+    "rate": ("Rate",),
+    "registry": ("StrategySpec", "parse_strategy", "register_strategy", "strategy_names", "with_rate"),
     "schedule": (
         "Everything",
         "FinetuningStrategy",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flash_strategies.plan import GroupPlan, Option
+from flash_strategies.plan import GroupPlan, GroupRate, Option
 from flash_strategies.schedulers import Scheduler, attach
 
 Group = dict[str, object]
@@ -92,6 +92,28 @@ class ParamGroups:
         """What a rate is over the home's present one; where that is zero, over the one its schedule began with."""
         options = plain_options(self.homes[home])
         return _share(rate, options.get("lr")) or _share(rate, options.get("initial_lr")) or 1.0
+
+    def home_lr(self, home: int) -> float:
+        """A home's learning rate; where it is zero now, as in a warm-up, the one its schedule began with."""
+        options = plain_options(self.homes[home])
+        rates = [options.get(key) for key in ("lr", "initial_lr")]
+        return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and rate), 0.0)
+
+    def rate_beside(self, home: int, head: int, share: float) -> GroupRate:
+        """What a share of the rate of the home `head` is for a group of the home `home`."""
+        present = plain_options(self.homes[head])["lr"]
+        assert isinstance(present, float)
+        if home == head:
+            return GroupRate(present * share, share)
+        of = self.home_lr(home)
+        return GroupRate(present * share, self.home_lr(head) * share / of if of else share)
+
+    def set_rate(self, index: int, rate: GroupRate) -> None:
+        """Give a live group another rate, which is nothing that was written by hand."""
+        self.sync()
+        group, one = self._present()[index], self._live[index]
+        write_options(group, {"lr": rate.lr})
+        one.scale, one.seen = rate.scale, _options(group)
 
     def sync(self) -> None:
         """Carry over what was written since the last time: by hand into live groups, by schedulers into the homes.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
+from flash_strategies.errors import StrategyValueError
 from flash_strategies.handover import Handover, handed_over
 from flash_strategies.schedule import FinetuningStrategy, Phase, freezes, validated_phases
 from flash_strategies.selection import Selection, freezable_modules, resolve
@@ -19,6 +21,10 @@ class ResolvedPhase:
     """Name, first epoch and what trains."""
     selection: Selection
     """Parameter names, layers and batch norms."""
+
+    def unfreezes(self, before: ResolvedPhase) -> frozenset[str]:
+        """Names of the parameters that train in this phase and did not in the one before."""
+        return frozenset(self.selection.trainable) - frozenset(before.selection.trainable)
 
 
 def resolve_phases(
@@ -38,10 +44,17 @@ def resolve_phases(
     phases = validated_phases(strategy, max_epochs)
     modules = freezable_modules(task) if freezes(phases) else ()
     always_frozen = frozenset(handed_over(task, modules, phases, train_bn=train_bn).kept)
-    return tuple(
+    resolved = tuple(
         ResolvedPhase(phase, resolve(task, modules, phase.what, train_bn=train_bn, always_frozen=always_frozen))
         for phase in phases
     )
+    for before, now in pairwise(resolved):
+        if now.phase.rate is not None and not now.unfreezes(before):
+            raise StrategyValueError(
+                f"phase {now.phase.name!r} unfreezes nothing of {type(task).__name__} and has a rate "
+                f"({now.phase.rate}): leave the rate out"
+            )
+    return resolved
 
 
 def find_handover(

@@ -49,8 +49,10 @@ from flash_strategies.engines.zero12 import Zero12Engine
 from flash_strategies.errors import CheckpointError, StrategyValueError, TransitionError
 from flash_strategies.handover import set_trainable
 from flash_strategies.parameter_checks import Holding, averaged_copy, check_copies, check_initialised, check_parameters
+from flash_strategies.phase_rates import PhaseRates
 from flash_strategies.phases import find_handover, phase_at, resolve_phases
-from flash_strategies.registry import parse_strategy
+from flash_strategies.rate import Rate
+from flash_strategies.registry import parse_strategy, with_rate
 from flash_strategies.reporting import say
 from flash_strategies.resumption import Resumption, skipped
 from flash_strategies.run_session import current_session
@@ -73,6 +75,7 @@ class Finetuner:
         *,
         max_epochs: int | None = None,
         train_bn: bool = True,
+        rate: Rate | None = None,
         timeout: float | None = None,
     ) -> None:
         """Resolve the phases and freeze what the first does not train; build the optimizer afterwards.
@@ -82,6 +85,7 @@ class Finetuner:
             strategy: a name, a pair `(name, metadata)` or a strategy object.
             max_epochs: epochs of the run, where they are known.
             train_bn: keep the batch norms of the frozen part trainable.
+            rate: the learning rate of what the strategy unfreezes, beside the head's; see Rate.
             timeout: seconds to wait for another rank at a transition; None is the process group's own time-out.
 
         Raises:
@@ -91,9 +95,10 @@ class Finetuner:
         check_initialised(task)
         self.task = task
         self._copy = averaged_copy(task)
-        parsed = parse_strategy(strategy).strategy
+        parsed = parse_strategy(strategy if rate is None else with_rate(strategy, rate)).strategy
         handover = find_handover(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
         self.phases = resolve_phases(task, parsed, max_epochs=max_epochs, train_bn=train_bn)
+        self._rates = PhaseRates(task, self.phases)
         for message in handover.messages:
             say(message)
         set_trainable(task, self.phases[0].selection.trainable)
@@ -211,13 +216,21 @@ class Finetuner:
             refuse_second_ddp(self.task)
         resolved = phase_at(self.phases, epoch)
         if not self.transitions.trains(resolved.selection.trainable):
-            self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps)
+            rates = self._rates.at_unfreeze(self.transitions, epoch)
+            self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps, lr=rates)
+        self._rates.begin_epoch(self.transitions, epoch)
         self.transitions.hold(resolved.selection.held)
         return self._model
 
-    def move(self, phase: str, trainable: Sequence[str]) -> TransitionReport:
-        """A transition of one's own, to any set of parameter names; at an optimizer-step boundary."""
-        return self.transitions.move(phase, trainable, step=self._steps)
+    def move(self, phase: str, trainable: Sequence[str], lr: Mapping[str, float] | None = None) -> TransitionReport:
+        """A transition of one's own, to any set of parameter names; at an optimizer-step boundary.
+
+        Args:
+            phase: what it is called.
+            trainable: names of all parameters that train from now on.
+            lr: learning rates of newly unfrozen parameters, by name; else they take their group's.
+        """
+        return self.transitions.move(phase, trainable, step=self._steps, lr=lr)
 
     def before_step(self) -> None:
         """Between backward and the optimizer's step."""

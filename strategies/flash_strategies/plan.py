@@ -12,6 +12,16 @@ Option: TypeAlias = "float | int | bool | str | tuple[Option, ...] | None"
 
 
 @dataclass(frozen=True)
+class GroupRate:
+    """A learning rate for a param group."""
+
+    lr: float
+    """The rate now."""
+    scale: float
+    """The rate over that of the group the optimizer was built with, which schedulers then keep."""
+
+
+@dataclass(frozen=True)
 class GroupPlan:
     """One param group of the coming phase: a cohort of parameters that were unfrozen together."""
 
@@ -48,6 +58,12 @@ class PhasePlan:
     def names(self) -> tuple[str, ...]:
         """Names of all parameters that train in the coming phase."""
         return tuple(name for group in self.groups for name in group.names)
+
+    @property
+    def fresh_rates(self) -> tuple[float, ...]:
+        """Learning rates of what is newly unfrozen, each once, ascending."""
+        options = [option for group in self.groups if group.source is None for option in group.options]
+        return tuple(sorted({float(value) for key, value in options if key == "lr" and isinstance(value, float)}))
 
     def to_json(self) -> str:
         """One line of JSON, the same on every rank that agrees."""

@@ -2,14 +2,15 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 from flash_strategies.errors import StrategyNameError, StrategyTypeError, StrategyValueError
 from flash_strategies.freeze import Freeze
 from flash_strategies.freeze_unfreeze import FreezeUnfreeze
 from flash_strategies.no_freeze import NoFreeze
-from flash_strategies.schedule import FinetuningStrategy
+from flash_strategies.rate import Rate
+from flash_strategies.schedule import FinetuningStrategy, Nothing, Phase, validated_phases
 from flash_strategies.unfreeze_milestones import UnfreezeMilestones
 
 ENTRY_POINT_GROUP = "flash_strategies"
@@ -63,6 +64,47 @@ def parse_strategy(spec: object) -> StrategySpec:
         strategy = _checked(spec, "the object given as strategy")
         return StrategySpec(strategy.name, strategy, deepspeed=False)
     raise StrategyTypeError(_wrong_type(spec))
+
+
+def with_rate(strategy: object, rate: Rate) -> StrategySpec:
+    """A strategy, in any form that `parse_strategy` takes, whose phases unfreeze with a rate.
+
+    Each phase after the first takes it, but for those that train nothing of the backbone.
+
+    Raises:
+        StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy. From its phases(): it unfreezes
+            nothing, or has rates already.
+    """
+    given: object = rate
+    if not isinstance(given, Rate):
+        raise StrategyTypeError(f"the rate is {given!r}: give Rate(lr=...) or Rate(ratio=...)")
+    spec = parse_strategy(strategy)
+    return replace(spec, strategy=_WithRate(spec.strategy, rate))
+
+
+@dataclass(frozen=True)
+class _WithRate:
+    strategy: FinetuningStrategy
+    rate: Rate
+
+    @property
+    def name(self) -> str:
+        return self.strategy.name
+
+    def phases(self, max_epochs: int | None) -> tuple[Phase, ...]:
+        phases = validated_phases(self.strategy, max_epochs)
+        if rated := [phase for phase in phases if phase.rate is not None]:
+            raise StrategyValueError(
+                f"{self.name}: phase {rated[0].name!r} has a rate already ({rated[0].rate}), and {self.rate} was "
+                "given beside it: give one of the two"
+            )
+        later = [phase for phase in phases[1:] if not isinstance(phase.what, Nothing)]
+        if not later:
+            raise StrategyValueError(
+                f"{self.name}: it unfreezes nothing after the start, and a rate for what it unfreezes was given "
+                f"({self.rate}): leave it out, or use a strategy that unfreezes later, such as 'freeze_unfreeze'"
+            )
+        return tuple(replace(phase, rate=self.rate) if phase in later else phase for phase in phases)
 
 
 def register_strategy(name: str, factory: StrategyFactory) -> None:

@@ -65,6 +65,7 @@ def transition_line(report: TransitionReport, *, epoch: int, total: int, layers:
     """
     after = f"{report.trainable_after:,} trainable parameters of {total:,}"
     change = f"{report.trainable_before:,} -> {after}" if report.number else after
+    change += f", unfrozen at learning rate {' and '.join(f'{rate:g}' for rate in report.rates)}" * bool(report.rates)
     counted = f"{layers} layers, " if layers is not None else ""
     return (
         f"epoch {epoch}: phase {report.phase}, {change}, {counted}{report.seconds:.2f} s, "

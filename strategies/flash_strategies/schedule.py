@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 from flash_strategies.errors import StrategyTypeError, StrategyValueError
+from flash_strategies.rate import Rate
 
 Counting = Literal["parameters", "flash"]
 COUNTINGS: tuple[Counting, ...] = ("parameters", "flash")
@@ -83,6 +84,10 @@ class Phase:
     """The phase begins at the start of this epoch; epochs count from 0."""
     what: What
     """What of the backbone trains. What lies outside of it always does."""
+    rate: Rate | None = None
+    """The learning rate of what this phase unfreezes, see Rate; None is that of its param group in the optimizer. It
+    lasts as long as what was unfrozen trains, in later phases too; what is frozen and unfrozen again takes the rate of
+    the phase that does so. The first phase, which unfreezes nothing, has none."""
 
     def __post_init__(self) -> None:
         name: object = self.name
@@ -96,6 +101,14 @@ class Phase:
             raise StrategyTypeError(
                 f"phase {name!r} trains {what!r}: give Nothing(), Everything(), LastLayers(n) or Matching(patterns), "
                 "an object of the class and not the class itself"
+            )
+        rate: object = self.rate
+        if rate is not None and not isinstance(rate, Rate):
+            raise StrategyTypeError(f"phase {name!r} has the rate {rate!r}: give Rate(lr=...) or Rate(ratio=...)")
+        if rate is not None and self.first_epoch == 0:
+            raise StrategyValueError(
+                f"phase {name!r} begins at epoch 0, where nothing is unfrozen, and has the rate {rate}: unfreeze "
+                "later, or give the backbone a param group with its rate in the optimizer"
             )
 
 

@@ -13,6 +13,7 @@ from flash_strategies.engines.base import Engine, StateBytes
 from flash_strategies.errors import ProofError
 from flash_strategies.first_step import FirstStep
 from flash_strategies.frozen_buffers import FrozenBuffers
+from flash_strategies.plan import GroupRate
 from flash_strategies.proof import named, prove_equal
 from flash_strategies.reporting import NOTES, say
 
@@ -43,6 +44,8 @@ class TransitionReport:
     """Training state on this rank before."""
     bytes_after: StateBytes
     """Training state on this rank after; moments of newly unfrozen parameters come with their first step."""
+    rates: tuple[float, ...] = ()
+    """Learning rates with which what was unfrozen begins, each once, ascending; none at the start of the run."""
 
 
 class Transitions:
@@ -62,6 +65,8 @@ class Transitions:
         self.number = 0
         self.phase = ""
         self.fingerprint = ""
+        self.first_shares: dict[str, float] = {}
+        """By phase, the share of the head's rate with which what it unfroze began; see phase_rates."""
         self._frozen: dict[str, int] = {}
         self._users = frozenset(users_frozen)
         self._pending: FirstStep | None = None
@@ -107,7 +112,12 @@ class Transitions:
         return TransitionReport(phase, 0, 0, fingerprint, count, count, names, (), seconds, held, held)
 
     def move(
-        self, phase: str, trainable: Collection[str], *, step: int, lr: Mapping[str, float] | None = None
+        self,
+        phase: str,
+        trainable: Collection[str],
+        *,
+        step: int,
+        lr: Mapping[str, float | GroupRate] | None = None,
     ) -> TransitionReport:
         """Change to another set of trainable parameters; at an optimizer-step boundary, on every rank.
 
@@ -123,7 +133,7 @@ class Transitions:
         """
         began = time.perf_counter()
         engine, before = self.engine, self.trainable
-        plan = engine.plan(phase, trainable, number=self.number + 1, step=step, lr=dict(lr or {}))
+        plan = engine.plan(phase, trainable, number=self.number + 1, step=step, lr=lr)
         fingerprint = self.control.agree(plan)
         bytes_before = engine.state_bytes()
         # what is frozen has its digest since the phase began
@@ -153,6 +163,7 @@ class Transitions:
             time.perf_counter() - began,
             bytes_before,
             engine.state_bytes(),
+            plan.fresh_rates,
         )
 
     def resume(self, phase: str, number: int, fingerprint: str, watched: Sequence[str] = ()) -> None:

@@ -63,6 +63,8 @@ class EngineState:
     """Newly unfrozen parameters whose first step is not proved yet."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     """DeepSpeed's loss scaler."""
+    first_shares: dict[str, float] = field(default_factory=dict)
+    """By phase, the share of the head's rate with which what it unfroze began."""
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -136,6 +138,7 @@ def take_out(transitions: Transitions) -> EngineState:
         tuple(map(plain_options, engine.groups.homes)),
         transitions.watched,
         engine.loss_scale(),
+        dict(transitions.first_shares),
     )
 
 
@@ -209,6 +212,7 @@ def put_back(transitions: Transitions, state: EngineState, read: Read) -> None:
     read(list(_targets(engine)))
     engine.after_loading()
     engine.set_loss_scale(state.loss_scale)
+    transitions.first_shares = dict(state.first_shares)
     transitions.resume(state.phase, state.number, state.fingerprint, state.watched)
 
 

@@ -16,7 +16,7 @@ from flash_strategies.digest import slice_digest
 from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.handover import set_trainable
 from flash_strategies.param_groups import ParamGroups, plain_options
-from flash_strategies.plan import GroupPlan, Option, PhasePlan
+from flash_strategies.plan import GroupPlan, GroupRate, Option, PhasePlan
 from flash_strategies.schedulers import Scheduler
 
 
@@ -115,7 +115,13 @@ class Engine(ABC):
     # ---- planning
 
     def plan(
-        self, phase: str, trainable: Collection[str], *, number: int, step: int, lr: dict[str, float] | None = None
+        self,
+        phase: str,
+        trainable: Collection[str],
+        *,
+        number: int,
+        step: int,
+        lr: Mapping[str, float | GroupRate] | None = None,
     ) -> PhasePlan:
         """The param groups of the coming phase: those that go on, and new ones for what is unfrozen now.
 
@@ -145,16 +151,17 @@ class Engine(ABC):
                 options, scale = self.groups.options(index), self.groups.scale(index)
                 groups.append(self.group_plan(kept, index, cohort.home, options, scale))
         rates = lr or {}
-        fresh: dict[tuple[int, str, float | None], list[str]] = {}
+        fresh: dict[tuple[int, str, float | GroupRate | None], list[str]] = {}
         for name, parameter in self.parameters.items():
             if name in wanted and name not in live:
                 key = (self._homes.get(name, 0), str(parameter.dtype), rates.get(name))
                 fresh.setdefault(key, []).append(name)
         for (home, _, rate), members in fresh.items():
             options = plain_options(self.groups.homes[home])
-            # a schedule goes on in its shape from the rate that was asked for
-            scale = 1.0 if rate is None else self.groups.scale_of(home, rate)
-            own = {} if rate is None else {"lr": rate}
+            if isinstance(rate, (int, float)):  # a schedule goes on in its shape from the rate that was asked for
+                rate = GroupRate(float(rate), self.groups.scale_of(home, rate))
+            own = {} if rate is None else {"lr": rate.lr}
+            scale = 1.0 if rate is None else rate.scale
             groups.append(self.group_plan(tuple(members), None, home, {**options, **own}, scale))
         return PhasePlan(phase, number, step, tuple(sorted(groups, key=lambda group: group.home)))
 
@@ -165,6 +172,10 @@ class Engine(ABC):
         shapes = tuple(self.shape(name) for name in names)
         dtype = str(self.parameters[names[0]].dtype)
         return GroupPlan(names, shapes, dtype, source, home, tuple(sorted(options.items())), scale)
+
+    def home_of(self, name: str) -> int | None:
+        """Index of the group the optimizer was built with for a parameter; None where it had none."""
+        return self._homes.get(name)
 
     # ---- the transition
 

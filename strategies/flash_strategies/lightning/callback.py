@@ -24,12 +24,16 @@ from flash_strategies.lightning import private
 from flash_strategies.lightning.checkpoint import SavedFit, add_fit, taken_from
 from flash_strategies.lightning.strategies import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy
 from flash_strategies.parameter_checks import check_initialised
+from flash_strategies.phase_rates import PhaseRates
 from flash_strategies.phases import ResolvedPhase, find_handover, phase_at, resolve_phases
-from flash_strategies.registry import parse_strategy
+from flash_strategies.plan import GroupRate
+from flash_strategies.rate import Rate
+from flash_strategies.registry import parse_strategy, with_rate
 from flash_strategies.reporting import say, transition_line
 from flash_strategies.transition import TransitionReport, Transitions
 from flash_strategies.wrappers import refuse_wrapped
 
+Rates = Mapping[str, float | GroupRate]
 Listener = Callable[[pl.Trainer, TransitionReport], None]
 
 
@@ -62,8 +66,14 @@ class FinetuningCallback(pl.Callback):
         """Look at the task, and freeze what does not train at first, before the optimizer is built."""
 
     @abstractmethod
-    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
-        """(phase name, names of all that trains, learning rates of their own by name) in an epoch that starts."""
+    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], Rates]:
+        """(phase name, names of all that trains, learning rates of what is unfrozen by name) in an epoch that starts.
+
+        Without a rate, what is unfrozen takes its param group's.
+        """
+
+    def ramp(self, epoch: int) -> None:
+        """Change the learning rates of what trains on, after the transition to an epoch."""
 
     @abstractmethod
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
@@ -194,6 +204,7 @@ class FinetuningCallback(pl.Callback):
             if isinstance(trainer.strategy, FinetuningDeepSpeedStrategy):
                 trainer.strategy.adopt_new_wrapper()
             self._tell(trainer, report)
+        self.ramp(epoch)
         self.hold_buffers(trainer, pl_module)
 
     def on_train_batch_start(
@@ -250,21 +261,30 @@ class FinetuningCallback(pl.Callback):
 class ScheduledFinetuning(FinetuningCallback):
     """Runs a strategy: a name, a pair (name, metadata) or a strategy object."""
 
-    def __init__(self, strategy: object = "no_freeze", *, train_bn: bool = True, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        strategy: object = "no_freeze",
+        *,
+        train_bn: bool = True,
+        rate: Rate | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Parse the strategy.
 
         Args:
             strategy: `"freeze"`, `("freeze_unfreeze", 7)`, ..., or an object with `name` and `phases(max_epochs)`.
             train_bn: keep the batch norms of the frozen part trainable.
+            rate: the learning rate of what the strategy unfreezes, beside the head's; see Rate.
             timeout: seconds to wait for another rank; None is the process group's own time-out.
 
         Raises:
             StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy.
         """
         super().__init__(timeout=timeout)
-        self.spec = parse_strategy(strategy)
+        self.spec = parse_strategy(strategy if rate is None else with_rate(strategy, rate))
         self.train_bn = train_bn
         self.phases: tuple[ResolvedPhase, ...] = ()
+        self._rates: PhaseRates
 
     def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         """Resolve all phases and freeze what the first does not train."""
@@ -276,16 +296,22 @@ class ScheduledFinetuning(FinetuningCallback):
         handover = find_handover(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
         self.users_frozen = frozenset(handover.kept)
         self.phases = resolve_phases(task, strategy, max_epochs=epochs, train_bn=self.train_bn)
+        self._rates = PhaseRates(task, self.phases)
         for message in handover.messages:
             say(message)
         first = phase_at(self.phases, trainer.current_epoch)
         self.first_phase = first.phase.name
         set_trainable(task, first.selection.trainable)
 
-    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], dict[str, float]]:
+    def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], Rates]:
         """As the phase of the epoch says."""
         resolved = phase_at(self.phases, epoch)
-        return resolved.phase.name, resolved.selection.trainable, {}
+        rates = self._rates.at_unfreeze(self.transitions, epoch)
+        return resolved.phase.name, resolved.selection.trainable, rates
+
+    def ramp(self, epoch: int) -> None:
+        """As the phases say that unfroze it."""
+        self._rates.begin_epoch(self.transitions, epoch)
 
     def check_fits(self, saved: SavedFit, left_out: Collection[str]) -> None:
         """The phase of the epoch trained what it trains here.
