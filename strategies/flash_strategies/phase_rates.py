@@ -44,7 +44,10 @@ class PhaseRates:
         }
 
     def begin_epoch(self, transitions: Transitions, epoch: int) -> None:
-        """After the epoch's transition, if it had one: take the ramps' next step."""
+        """After the epoch's transition, if it had one: take the ramps' next step, once an epoch."""
+        if transitions.ramped == epoch:  # resumed in its middle
+            return
+        transitions.ramped = epoch
         groups = transitions.engine.groups
         for phase, names in self._rated(epoch):
             rate = phase.rate

@@ -67,6 +67,8 @@ class Transitions:
         self.fingerprint = ""
         self.first_shares: dict[str, float] = {}
         """By phase, the share of the head's rate with which what it unfroze began; see phase_rates."""
+        self.ramped = -1
+        """The last epoch whose step of the phases' ramps was taken."""
         self._frozen: dict[str, int] = {}
         self._users = frozenset(users_frozen)
         self._pending: FirstStep | None = None

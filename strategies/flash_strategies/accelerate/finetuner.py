@@ -15,7 +15,7 @@ for epoch in finetuner.epochs():                                          # make
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, cast, overload
 
@@ -36,6 +36,7 @@ from flash_strategies.errors import TransitionError
 from flash_strategies.parameter_checks import Holding, check_copies, check_parameters
 from flash_strategies.phases import phase_at
 from flash_strategies.plain import Finetuner
+from flash_strategies.rate import Rate
 from flash_strategies.reporting import NOTES, say
 from flash_strategies.transition import TransitionReport
 from flash_strategies.wrappers import OURS, refuse_second_ddp
@@ -56,6 +57,7 @@ class AccelerateFinetuner(Finetuner):
         *,
         max_epochs: int | None = None,
         train_bn: bool = True,
+        rate: Rate | None = None,
         timeout: float | None = None,
     ) -> None:
         """Resolve the phases and freeze what the first does not train; build the optimizer afterwards.
@@ -66,6 +68,7 @@ class AccelerateFinetuner(Finetuner):
             strategy: a name, a pair `(name, metadata)` or a strategy object.
             max_epochs: epochs of the run, where they are known.
             train_bn: keep the batch norms of the frozen part trainable.
+            rate: the learning rate of what the strategy unfreezes, beside the head's; see Rate.
             timeout: seconds to wait for another rank at a transition; None is the process group's time-out.
 
         Raises:
@@ -81,7 +84,7 @@ class AccelerateFinetuner(Finetuner):
                 "optimizer and its schedule to finetuner.prepare(...)"
             )
         _refuse_partitioned(task)
-        super().__init__(task, strategy, max_epochs=max_epochs, train_bn=train_bn, timeout=timeout)
+        super().__init__(task, strategy, max_epochs=max_epochs, train_bn=train_bn, rate=rate, timeout=timeout)
         self._optimizer: private.PreparedOptimizer | None = None
         self._loaders: list[object] = []
         self._ended = True
@@ -255,14 +258,14 @@ class AccelerateFinetuner(Finetuner):
             loader.set_epoch(epoch)  # type: ignore[attr-defined]
         return self._model
 
-    def move(self, phase: str, trainable: Sequence[str]) -> TransitionReport:
+    def move(self, phase: str, trainable: Sequence[str], lr: Mapping[str, float] | None = None) -> TransitionReport:
         """A transition to any set of parameter names; at an optimizer-step boundary.
 
         Raises:
             TransitionError: micro batches were accumulated that no step has taken yet.
         """
         self._refuse_open()
-        report = super().move(phase, trainable)
+        report = super().move(phase, trainable, lr)
         self._follow()
         return report
 

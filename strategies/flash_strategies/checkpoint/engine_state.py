@@ -65,6 +65,8 @@ class EngineState:
     """DeepSpeed's loss scaler."""
     first_shares: dict[str, float] = field(default_factory=dict)
     """By phase, the share of the head's rate with which what it unfroze began."""
+    ramped: int = -1
+    """The last epoch whose step of the phases' ramps was taken."""
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -139,6 +141,7 @@ def take_out(transitions: Transitions) -> EngineState:
         transitions.watched,
         engine.loss_scale(),
         dict(transitions.first_shares),
+        transitions.ramped,
     )
 
 
@@ -212,7 +215,7 @@ def put_back(transitions: Transitions, state: EngineState, read: Read) -> None:
     read(list(_targets(engine)))
     engine.after_loading()
     engine.set_loss_scale(state.loss_scale)
-    transitions.first_shares = dict(state.first_shares)
+    transitions.first_shares, transitions.ramped = dict(state.first_shares), state.ramped
     transitions.resume(state.phase, state.number, state.fingerprint, state.watched)
 
 
