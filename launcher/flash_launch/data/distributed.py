@@ -13,6 +13,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from flash_launch.data.dealt import DealtSampler
 from flash_launch.data.sampling import EvalBatchSampler, TrainSampler, check_enough
 from flash_launch.data.sharded_order import ShardedOrder, agreed_order
 from flash_launch.errors import DataError
@@ -52,6 +53,9 @@ def shard_train_loader(loader: object, *, rank: int, world_size: int, seed: int,
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return ShardedLoader(loader, (_left_alone(loader),) if world_size > 1 else (), starts_anywhere=False)
     sampler, batch_size = loader.sampler, loader.batch_size
+    if isinstance(sampler, DealtSampler):  # ours, which deal samples out themselves
+        assert not isinstance(sampler.inner, EvalBatchSampler)
+        return ShardedLoader(loader, samplers=(sampler.inner,))
     if (own_batches := _own_batches(loader)) is not None:
         _check_length(own_batches)
         batches: ShardedOrder[object] = ShardedOrder(own_batches, rank, world_size, seed)
@@ -90,6 +94,8 @@ def shard_eval_loader(loader: object, *, rank: int, world_size: int) -> ShardedL
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return ShardedLoader(loader, (_left_alone(loader),) if world_size > 1 else ())
+    if isinstance(loader.sampler, DealtSampler):
+        return ShardedLoader(loader)
     warnings = ("the validation loader's drop_last is left out: each sample counts",) if loader.drop_last else ()
     sampler: object = loader.sampler
     order: Sequence[int] | None = None

@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Required, Self, TypedDict, Unpack
+from typing import Self, Unpack
 
-import torch
+import numpy.typing
+from PIL import Image
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from flash_launch.data.dealt import DealtLoader, DealtSampler, eval_loader
 from flash_launch.data.folder import class_images, flat_images
-from flash_launch.data.image_samples import ImageSamples, Split, image_transform
-from flash_launch.data.run_data import RunData, described
-from flash_launch.data.sampling import TrainSampler, derived_seed, leaves_single
-from flash_launch.data.sharded_order import ShardedOrder
-from flash_launch.data.targets import TargetFormat, find_format
+from flash_launch.data.image_samples import Split
+from flash_launch.data.image_tables import Frame, Resolver, split_of_csv, split_of_frame
+from flash_launch.data.split_data import LoaderOptions, SplitData
 from flash_launch.errors import DataError
-from flash_launch.setup_keys import nearest
-from flash_strategies.reporting import NOTES, say
 
 __all__ = ["ImageClassificationData", "LoaderOptions"]
 
 Files = Sequence[str | Path]
 Targets = Sequence[object]
-MakeSampler = Callable[[Dataset[object]], Iterable[int]]
+Array = numpy.typing.NDArray[numpy.generic]
 
 
-class LoaderOptions(TypedDict, total=False):
-    """What every `ImageClassificationData.from_...` takes beside its images."""
-
-    batch_size: Required[int]
-    """Samples per rank and batch."""
-    val_split: float | None
-    """Share of the training samples that validates, above 0 and below 1; chosen by the seed, the same on all ranks."""
-    num_workers: int
-    """Loader processes per rank; 0: read in the process that trains."""
-    sampler: MakeSampler | Sampler[int] | None
-    """Order of the training samples, or what makes one from the data set; the ranks share it out."""
-    transform: object
-    """A function from an RGB image of PIL's to a tensor, a class of such, or a dict by stage; None: Flash's."""
-    transform_kwargs: Mapping[str, object] | None
-    """image_size, mean and std of the default transform; or arguments for the class."""
-    pin_memory: bool
-    """Copy batches to pinned memory; where there is no GPU it has no effect."""
-    persistent_workers: bool
-    """Keep the loader processes from epoch to epoch."""
-    seed: int | None
-    """Of shuffling, splitting and augmentation; None: that of `seed_everything`, else 0."""
-
-
-class ImageClassificationData(RunData):
+class ImageClassificationData(SplitData):
     """Images with targets to train, to validate and to test on, and without to predict on; a LightningDataModule.
 
     Made by one of its class methods. Works with `flash_launch.Trainer` and with Lightning's own, on any number of
@@ -70,54 +40,6 @@ class ImageClassificationData(RunData):
     Raises:
         DataError: options or data that cannot be used.
     """
-
-    def __init__(
-        self,
-        train: Split | None = None,
-        val: Split | None = None,
-        test: Split | None = None,
-        predict: Split | None = None,
-        *,
-        labels: Sequence[str] | None = None,
-        **options: Unpack[LoaderOptions],
-    ) -> None:
-        """Prepare; the class methods are easier.
-
-        Args:
-            train, val, test, predict: images and, but for `predict`, targets.
-            labels: names of the classes, for targets with a place for each; None: those of the targets.
-            options: see LoaderOptions.
-        """
-        super().__init__()
-        self.options = _checked(options)
-        self.batch_size, self.num_workers = self.options["batch_size"], self.options.get("num_workers", 0)
-        seed = self.options.get("seed")
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        share = self.options.get("val_split")
-        if share is not None:
-            if train is None or val is not None:
-                raise DataError(
-                    f"val_split={share} takes validation samples from those to train on: give training data, and no "
-                    "validation data beside it"
-                )
-            train, val = _parted(train, share, self.seed)
-        splits = {"train": train, "val": val, "test": test, "predict": predict}
-        self.format = _format(splits, labels)
-        self.labels = list(self.format.labels) if self.format and self.format.labels else None
-        self.num_classes = self.format.num_classes if self.format else None
-        self.multi_label = self.format is not None and self.format.multi_label
-        self.class_names = tuple(self.labels or ())
-        self.train_dataset, self.val_dataset, self.test_dataset, self.predict_dataset = (
-            self._dataset(stage, split) for stage, split in splits.items()
-        )
-        self.train_size = len(self.train_dataset) if self.train_dataset else None
-        self.val_size = len(self.val_dataset) if self.val_dataset else 0
-        self.description = described(self.class_names, self.train_size or 0, self.val_size)
-        # a method of this name, where there are data of the stage, is what Lightning looks for
-        for stage in (stage for stage, split in splits.items() if split is not None):
-            setattr(self, f"{stage}_dataloader", getattr(self, f"_{stage}_loader"))
-
-    # ---- where images come from
 
     @classmethod
     def from_files(
@@ -171,7 +93,7 @@ class ImageClassificationData(RunData):
             paths, more = flat_images(Path(predict_folder).expanduser(), "predict_folder")
             splits["predict"] = Split(paths)
             notes += more
-        return cls(splits["train"], splits["val"], splits["test"], splits["predict"], **options)._noted(notes)
+        return cls._from_splits(splits, options)._noted(notes)
 
     @classmethod
     def from_tensors(
@@ -194,10 +116,161 @@ class ImageClassificationData(RunData):
         )
 
     @classmethod
+    def from_numpy(
+        cls,
+        train_data: Sequence[Array] | Array | None = None,
+        train_targets: Targets | None = None,
+        val_data: Sequence[Array] | Array | None = None,
+        val_targets: Targets | None = None,
+        test_data: Sequence[Array] | Array | None = None,
+        test_targets: Targets | None = None,
+        predict_data: Sequence[Array] | Array | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> Self:
+        """Arrays (n, c, h, w), or a sequence of (c, h, w), of bytes or floats from 0 to 1; 1 or 3 channels."""
+        return cls._from_pairs(
+            "data",
+            {"train": train_data, "val": val_data, "test": test_data, "predict": predict_data},
+            {"train": train_targets, "val": val_targets, "test": test_targets},
+            options,
+        )
+
+    @classmethod
+    def from_images(
+        cls,
+        train_images: Sequence[Image.Image] | None = None,
+        train_targets: Targets | None = None,
+        val_images: Sequence[Image.Image] | None = None,
+        val_targets: Targets | None = None,
+        test_images: Sequence[Image.Image] | None = None,
+        test_targets: Targets | None = None,
+        predict_images: Sequence[Image.Image] | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> Self:
+        """Images of PIL's."""
+        return cls._from_pairs(
+            "images",
+            {"train": train_images, "val": val_images, "test": test_images, "predict": predict_images},
+            {"train": train_targets, "val": val_targets, "test": test_targets},
+            options,
+        )
+
+    @classmethod
+    def from_data_frame(
+        cls,
+        input_field: str,
+        target_fields: str | Sequence[str] | None = None,
+        train_data_frame: Frame | None = None,
+        train_images_root: str | Path | None = None,
+        train_resolver: Resolver | None = None,
+        val_data_frame: Frame | None = None,
+        val_images_root: str | Path | None = None,
+        val_resolver: Resolver | None = None,
+        test_data_frame: Frame | None = None,
+        test_images_root: str | Path | None = None,
+        test_resolver: Resolver | None = None,
+        predict_data_frame: Frame | None = None,
+        predict_images_root: str | Path | None = None,
+        predict_resolver: Resolver | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> Self:
+        """Tables of columns by name: DataFrames of pandas or polars, or dicts of lists.
+
+        Args:
+            input_field: the column of images: paths, relative to the root, or names of files without their ending.
+            target_fields: the column of targets; or several columns of 0 and 1, which are the classes.
+            train_data_frame, val_data_frame, test_data_frame, predict_data_frame: the tables.
+            train_images_root, ...: folder of the images; None: the current one.
+            train_resolver, ...: a function from the root and what stands in the column to a file.
+            options: see LoaderOptions.
+
+        Raises:
+            DataError: a column or an image that is missing, or a name that fits several files.
+        """
+        tables: dict[str, tuple[Frame | None, str | Path | None, Resolver | None]] = {
+            "train": (train_data_frame, train_images_root, train_resolver),
+            "val": (val_data_frame, val_images_root, val_resolver),
+            "test": (test_data_frame, test_images_root, test_resolver),
+            "predict": (predict_data_frame, predict_images_root, predict_resolver),
+        }
+        splits = {
+            stage: None if frame is None else split_of_frame(frame, input_field, target_fields, root, resolver, stage)
+            for stage, (frame, root, resolver) in tables.items()
+        }
+        return cls._from_splits(splits, options, labels=_columns_of_classes(target_fields))
+
+    @classmethod
+    def from_csv(
+        cls,
+        input_field: str,
+        target_fields: str | Sequence[str] | None = None,
+        train_file: str | Path | None = None,
+        train_images_root: str | Path | None = None,
+        train_resolver: Resolver | None = None,
+        val_file: str | Path | None = None,
+        val_images_root: str | Path | None = None,
+        val_resolver: Resolver | None = None,
+        test_file: str | Path | None = None,
+        test_images_root: str | Path | None = None,
+        test_resolver: Resolver | None = None,
+        predict_file: str | Path | None = None,
+        predict_images_root: str | Path | None = None,
+        predict_resolver: Resolver | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> Self:
+        """CSV files with a line of columns; as `from_data_frame`, but paths are relative to the file's folder.
+
+        Raises:
+            DataError: a file that cannot be read, with its line; see from_data_frame.
+        """
+        files: dict[str, tuple[str | Path | None, str | Path | None, Resolver | None]] = {
+            "train": (train_file, train_images_root, train_resolver),
+            "val": (val_file, val_images_root, val_resolver),
+            "test": (test_file, test_images_root, test_resolver),
+            "predict": (predict_file, predict_images_root, predict_resolver),
+        }
+        splits: dict[str, Split | None] = dict.fromkeys(files)
+        notes: list[str] = []
+        for stage, (file, root, resolver) in files.items():
+            if file is not None:
+                path = Path(file).expanduser()
+                splits[stage], more = split_of_csv(path, input_field, target_fields, root, resolver, stage)
+                notes += more
+        return cls._from_splits(splits, options, labels=_columns_of_classes(target_fields))._noted(notes)
+
+    @classmethod
+    def from_datasets(  # type: ignore[override]  # Lightning's takes data sets that are ready to train on
+        cls,
+        train_dataset: Dataset[object] | None = None,
+        val_dataset: Dataset[object] | None = None,
+        test_dataset: Dataset[object] | None = None,
+        predict_dataset: Dataset[object] | None = None,
+        **options: Unpack[LoaderOptions],
+    ) -> Self:
+        """Data sets of (image, target), or of dicts with `input` and `target`; to predict on, of images alone too.
+
+        Targets are taken from the attribute `targets` where there is one, as torchvision's data sets have, else each
+        sample is read once. Images that are tensors are taken as they are, unless a transform is given.
+        """
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        ready = options.get("transform") is None and options.get("transform_kwargs") is None
+        splits = {
+            stage: None if dataset is None else Split.of_dataset(dataset, stage, ready=ready)
+            for stage, dataset in given.items()
+        }
+        return cls._from_splits(splits, options)
+
+    @classmethod
+    def _from_splits(
+        cls, splits: Mapping[str, Split | None], options: LoaderOptions, labels: Sequence[str] | None = None
+    ) -> Self:
+        return cls(splits["train"], splits["val"], splits["test"], splits["predict"], labels=labels, **options)
+
+    @classmethod
     def _from_pairs(
         cls,
         what: str,
-        images: Mapping[str, Sequence[object] | Tensor | None],
+        images: Mapping[str, Sequence[object] | Tensor | Array | None],
         targets: Mapping[str, Targets | None],
         options: LoaderOptions,
     ) -> Self:
@@ -210,121 +283,8 @@ class ImageClassificationData(RunData):
             if of_stage is not None and its is None and stage != "predict":
                 raise DataError(f"{name} are given without {stage}_targets: give a target for each")
             splits[stage] = None if of_stage is None else Split.checked(of_stage, its, name, f"{stage}_targets")
-        return cls(splits["train"], splits["val"], splits["test"], splits["predict"], **options)
-
-    # ---- what Lightning asks for
-
-    def _train_loader(self) -> DealtLoader:
-        assert self.train_dataset is not None
-        rank, world_size = self.rank_and_world
-        size, sampler = len(self.train_dataset), self.options.get("sampler")
-        order: TrainSampler | ShardedOrder[object]
-        epoch = None
-        if sampler is None:
-            single = self.single_samples and not self._has_batch_norm()
-            if not single and leaves_single(size, world_size, self.batch_size):
-                say(
-                    "the last batch of an epoch would have one sample on each rank, which a batch norm may not take: "
-                    "each rank repeats one of the epoch's samples in it",
-                    NOTES,
-                )
-            order = TrainSampler(size, rank, world_size, self.seed, batch_size=self.batch_size, single=single)
-            epoch = order.epoch_cell
-        else:
-            made = sampler if isinstance(sampler, Iterable) else sampler(self.train_dataset)
-            order = ShardedOrder(made, rank, world_size, self.seed, batch_size=self.batch_size)
-        self._use(order)
-        dataset = dataclasses.replace(self.train_dataset, epoch=epoch)
-        dealt = DealtSampler(order, rank, world_size)
-        return DealtLoader(dataset, batch_size=self.batch_size, sampler=dealt, **self._loading())
-
-    def _val_loader(self) -> DealtLoader:
-        return self._eval_loader(self.val_dataset)
-
-    def _test_loader(self) -> DealtLoader:
-        return self._eval_loader(self.test_dataset)
-
-    def _predict_loader(self) -> DealtLoader:
-        return self._eval_loader(self.predict_dataset)
-
-    def _eval_loader(self, dataset: ImageSamples | None) -> DealtLoader:
-        assert dataset is not None
-        rank, world_size = self.rank_and_world
-        return eval_loader(dataset, len(dataset), self.batch_size, rank, world_size, **self._loading())
-
-    def _loading(self) -> dict[str, object]:
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": self.options.get("pin_memory", True) and torch.cuda.is_available(),
-            "persistent_workers": self.options.get("persistent_workers", False) and self.num_workers > 0,
-        }
-
-    def _has_batch_norm(self) -> bool:
-        task = self.trainer.lightning_module if self.trainer is not None else None
-        return task is not None and any(isinstance(module, _BatchNorm) for module in task.modules())
-
-    # ---- parts
-
-    def _dataset(self, stage: str, split: Split | None) -> ImageSamples | None:
-        if split is None:
-            return None
-        if not len(split.images):
-            raise DataError(f"there are no images to {stage} on")
-        transform = image_transform(self.options.get("transform"), self.options.get("transform_kwargs"), stage)
-        targets = None
-        if split.targets is not None:
-            assert self.format is not None
-            format_ = self.format
-            targets = [format_(target, f"{stage} target {index}") for index, target in enumerate(split.targets)]
-        return ImageSamples(split.images, transform, targets, seed=self.seed, stage=stage)
-
-    def _noted(self, notes: Iterable[str]) -> Self:
-        self.notes += notes
-        for note in notes:
-            say(note, NOTES)
-        return self
+        return cls._from_splits(splits, options)
 
 
-def _checked(options: LoaderOptions) -> LoaderOptions:
-    for name in options:
-        if name not in LoaderOptions.__annotations__:
-            raise DataError(
-                f"ImageClassificationData takes no argument {name!r}{nearest(name, LoaderOptions.__annotations__)}. "
-                f"Beside images and targets it takes {', '.join(LoaderOptions.__annotations__)}"
-            )
-    if "batch_size" not in options:
-        raise DataError("batch_size is missing: give the number of samples per rank and batch")
-    for name, low in (("batch_size", 1), ("num_workers", 0)):
-        value: object = options.get(name, low)
-        if type(value) is not int or value < low:
-            raise DataError(f"{name} was given {value!r}: it is a whole number of {low} or more")
-    sampler: object = options.get("sampler")
-    if sampler is not None and not callable(sampler) and not isinstance(sampler, Iterable):
-        raise DataError(
-            f"sampler is {sampler!r}: give a sampler of torch's, or a function that makes one of a data set"
-        )
-    return options
-
-
-def _parted(train: Split, share: object, seed: int) -> tuple[Split, Split]:
-    """Training samples and validation samples; not by class, the same on all ranks."""
-    if not isinstance(share, float) or not 0 < share < 1:
-        raise DataError(f"val_split was given {share!r}: it is a share of the training samples, above 0 and below 1")
-    size = len(train.images)
-    count = round(size * share)
-    if count in (0, size):
-        raise DataError(
-            f"val_split={share} of {size} training samples leaves none to {'train' if count else 'validate'} on"
-        )
-    generator = torch.Generator().manual_seed(derived_seed("split", seed))
-    order = torch.randperm(size, generator=generator).tolist()
-    return train.part(sorted(order[count:])), train.part(sorted(order[:count]))
-
-
-def _format(splits: Mapping[str, Split | None], labels: Sequence[str] | None) -> TargetFormat | None:
-    """That of the training targets, else of the first stage that has any."""
-    for stage, split in splits.items():
-        if split is not None and split.targets is not None:
-            found = find_format(split.targets, stage, literal=split.literal)
-            return found if labels is None else dataclasses.replace(found, labels=tuple(labels))
-    return None
+def _columns_of_classes(target_fields: str | Sequence[str] | None) -> Sequence[str] | None:
+    return None if isinstance(target_fields, str) else target_fields

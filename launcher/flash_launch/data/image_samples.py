@@ -1,8 +1,8 @@
 """Images in any of their usual forms as a data set: read, brought to a tensor, augmented by seed, epoch and index."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -41,6 +41,9 @@ class Split:
     literal: bool = False
     """Whether a comma in a target is a part of its label."""
 
+    ready: bool = False
+    """Whether images that are tensors are taken as they are, if no transform is given."""
+
     @classmethod
     def checked(cls, images: object, targets: object, name: str, targets_name: str) -> "Split":
         """What a user gave; files are looked for.
@@ -61,10 +64,72 @@ class Split:
             raise DataError(f"{name} has {len(images)} images and {targets_name} {len(targets)} targets: give as many")
         return cls(images, targets)  # type: ignore[arg-type]
 
+    @classmethod
+    def of_dataset(cls, dataset: Dataset[object], stage: str, *, ready: bool) -> "Split":
+        """The samples of a data set.
+
+        Raises:
+            DataError: it has no length, or samples without targets where they are needed.
+        """
+        if not isinstance(dataset, Sized):
+            raise DataError(
+                f"{stage}_dataset is a {type(dataset).__name__} without a length: give one that has __len__"
+            )
+        images = DatasetImages(dataset)
+        if stage == "predict":
+            return cls(images, ready=ready)
+        targets = getattr(dataset, "targets", None)
+        if not isinstance(targets, Sequence | Tensor | numpy.ndarray) or len(targets) != len(images):
+            targets = [parts(dataset[index])[1] for index in range(len(images))]
+            if None in targets:
+                raise DataError(
+                    f"{stage}_dataset gives no target for sample {targets.index(None)}: give (image, target)"
+                )
+        return cls(images, targets, ready=ready)  # type: ignore[arg-type]
+
     def part(self, indices: Sequence[int]) -> "Split":
         """The samples at these places."""
         targets = None if self.targets is None else [self.targets[index] for index in indices]
-        return Split([self.images[index] for index in indices], targets, self.literal)
+        return replace(self, images=Chosen(self.images, tuple(indices)), targets=targets)
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[object]):
+    """Some of a sequence's items, taken from it when they are asked for."""
+
+    inner: Sequence[object]
+    """The sequence."""
+    indices: tuple[int, ...]
+    """Places in it."""
+
+    def __getitem__(self, index: int) -> object:  # type: ignore[override]  # no slices
+        return self.inner[self.indices[index]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class DatasetImages(Sequence[object]):
+    """The images of a data set of (image, target), of dicts with `input`, or of images alone."""
+
+    dataset: Dataset[object]
+    """The data set."""
+
+    def __getitem__(self, index: int) -> object:  # type: ignore[override]  # no slices
+        return parts(self.dataset[index])[0]
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+
+def parts(sample: object) -> tuple[object, object]:
+    """Image and target of a data set's sample; the target is None where there is none."""
+    if isinstance(sample, Mapping):
+        return sample["input"], sample.get("target")
+    if isinstance(sample, tuple | list):
+        return sample[0], sample[1] if len(sample) > 1 else None
+    return sample, None
 
 
 @dataclass
@@ -89,13 +154,18 @@ class ImageSamples(Dataset[object]):
     stage: str = "train"
     """train, val, test or predict, for messages."""
 
+    ready: bool = False
+    """Whether images that are tensors are taken as they are."""
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> object:
         where, epoch = f"{self.stage} image {index}", 0 if self.epoch is None else int(self.epoch)
         with drawn_from(derived_seed("augmentation", self.seed, epoch, index)):
-            image = self.transform(to_image(self.images[index], where))
+            image = self.images[index]
+            if not (self.ready and isinstance(image, Tensor)):
+                image = self.transform(to_image(image, where))
         if not isinstance(image, Tensor):
             raise DataError(
                 f"the transform made a {type(image).__name__} of {where}, not a tensor: end it with one that does, "

@@ -1,18 +1,16 @@
 """A CSV file that lists images: the columns path, label and, if wanted, split (train or val)."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flash_launch.data.csv_table import read_table
 from flash_launch.data.images import ImageData, LabelledImages, split_by_class
 from flash_launch.errors import DataError
 
 __all__ = ["image_manifest"]
 
 _COLUMNS = ("path", "label", "split")
-_SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 @dataclass(frozen=True)
@@ -88,68 +86,17 @@ def image_manifest(
 
 def _read(file: Path) -> tuple[list[_Row], tuple[str, ...]]:
     """The lines, and what a user should know about how they were read."""
-    text = _text(file)
-    delimiter = _delimiter(text)
-    notes: tuple[str, ...] = (
-        () if delimiter == "," else (f"{file} is read with {_SEPARATORS[delimiter]} between its cells",)
-    )
-    # strict, and no cell over several lines: else a quote that is not closed swallows the lines after it
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    rows: list[_Row] = []
-    try:
-        header = [column.strip() for column in next(reader, [])]
-        columns = [column.lower() if column.lower() in _COLUMNS else column for column in header]
-        _check_columns(file, columns)
-        if unused := [column for column in columns if column and column not in _COLUMNS]:
-            notes += (f"columns of {file} that are not used: {', '.join(unused)}",)
-        for cells in reader:
-            if not cells:
-                continue
-            where = f"{file}, line {reader.line_num}"
-            if any("\n" in cell or "\r" in cell for cell in cells):
-                raise DataError(f"{where}: a cell goes over several lines: is a quote opened before it and not closed?")
-            if len(cells) != len(columns):
-                raise DataError(
-                    f"{where} has {len(cells)} cells and the header has {len(columns)} ({','.join(columns)}): "
-                    f'put a cell that holds {_SEPARATORS[delimiter]} in double quotes, as in "one{delimiter} two"; '
-                    f"the line is {delimiter.join(cells)!r}"
-                )
-            of_column = dict(zip(columns, cells, strict=True))
-            rows.append(_row(file, reader.line_num, of_column, with_split="split" in columns))
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num} cannot be read as CSV: {error}") from error
-    return rows, notes
-
-
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"the file {file} does not exist: give --data a CSV file with columns path,label") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
-        raise DataError(
-            f"{file} cannot be read as CSV in UTF-8: line {line} has the byte 0x{byte:02x}; save it as UTF-8, for "
-            "example with iconv -f FROM -t UTF-8, where FROM may be LATIN1 or UTF-16"
-        ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{file}, line {line} has a NUL byte: it is damaged, or not text; save it anew as CSV in UTF-8")
-    return text
-
-
-def _delimiter(text: str) -> str:
-    """What separates the cells: a comma, unless the first line has the columns with another separator alone."""
-    header = text.partition("\n")[0]
-    for delimiter in _SEPARATORS:
-        columns = {column.strip().strip('"').lower() for column in header.split(delimiter)}
-        if {"path", "label"} <= columns:
-            return delimiter
-    return ","
+    table = read_table(file, ("path", "label"), "give --data a CSV file with columns path,label")
+    # columns of ours in any case; others as they are written
+    columns = [column.lower() if column.lower() in _COLUMNS else column for column in table.columns]
+    _check_columns(file, columns)
+    notes = table.notes
+    if unused := [column for column in columns if column and column not in _COLUMNS]:
+        notes += (f"columns of {file} that are not used: {', '.join(unused)}",)
+    return [
+        _row(file, line, dict(zip(columns, cells, strict=True)), with_split="split" in columns)
+        for line, cells in table.rows
+    ], notes
 
 
 def _check_columns(file: Path, columns: list[str]) -> None:

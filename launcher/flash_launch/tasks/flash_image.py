@@ -299,13 +299,16 @@ def _plain(value: object) -> object:
     """A value for the checkpoint, which is read without running code: numbers, strings, and collections of them."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    plain: dict[str, object] | list[object]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        plain: object = {key: _plain(item) for key, item in value.items()}
+        plain = {key: _plain(item) for key, item in value.items()}
+        inside = list(plain.values())
     elif isinstance(value, list | tuple):
-        plain = [_plain(item) for item in value]
+        plain = inside = [_plain(item) for item in value]
     else:
         return f"{_NOT_SAVED}{getattr(value, '__name__', type(value).__name__)}"
-    return f"{_NOT_SAVED}{value!r}"[:200] if _NOT_SAVED in repr(plain) else plain
+    lacking = [item for item in inside if isinstance(item, str) and item.startswith(_NOT_SAVED)]
+    return lacking[0] if lacking else plain
 
 
 def _check_saved(given: Mapping[str, object]) -> None:

@@ -88,8 +88,10 @@ def build_optimizer(spec: object, parameters: Iterable[nn.Parameter], lr: float 
     """
     chosen = _chosen_optimizer(spec)
     arguments = dict(chosen.arguments) if lr is None else {"lr": lr} | dict(chosen.arguments)
-    if lr is not None and not isinstance(spec, str) and not inspect.isclass(chosen.make) and not chosen.arguments:
-        arguments = {}  # a function of the parameters alone, as Flash takes it, knows its rate
+    if lr is not None and not inspect.isclass(chosen.make) and "lr" not in _parameters(chosen.make):
+        raise TaskError(
+            f"learning_rate={lr} is given beside a function that makes the optimizer and takes no lr: leave one out"
+        )
     made = _call(chosen, list(parameters), arguments, "optimizer")
     if not isinstance(made, Optimizer):
         raise TaskError(f"the function given as optimizer made a {type(made).__name__}, not an optimizer of torch's")
@@ -112,6 +114,8 @@ def build_scheduler(spec: object, optimizer: Optimizer, total_steps: Callable[[]
     if chosen.transformers:
         arguments = _with_steps(chosen, arguments, total_steps)
     made = _call(chosen, optimizer, arguments, "lr_scheduler")
+    if not isinstance(made, lr_scheduler.LRScheduler):
+        raise TaskError(f"the function given as lr_scheduler made a {type(made).__name__}, not a scheduler of torch's")
     stepwise = chosen.transformers or type(made).__name__.lower() in _STEPWISE
     configuration = {"scheduler": made, "interval": "step" if stepwise else "epoch", **chosen.configuration}
     if isinstance(made, lr_scheduler.ReduceLROnPlateau) and "monitor" not in configuration:
@@ -137,6 +141,13 @@ def _with_steps(chosen: _Chosen, arguments: dict[str, object], total_steps: Call
         steps = arguments.get("num_training_steps")
         arguments["num_warmup_steps"] = int(warmup * (steps if isinstance(steps, int) else total_steps()))
     return arguments
+
+
+def _parameters(function: Make) -> Mapping[str, object]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # made in C
+        return {}
 
 
 def _call(chosen: _Chosen, first: object, arguments: Mapping[str, object], what: str) -> object:
