@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test test-cluster test-all mutants lint clean
+.PHONY: demo test test-cluster test-all test-versions mutants lint clean
 
 demo: $(VENV)/installed
 	PATH="$(BIN):$$PATH" flash-launch --nodes 2 --strategy freeze_unfreeze_deepspeed
@@ -17,6 +17,10 @@ test-cluster: $(VENV)/installed-test
 
 test-all: lint $(VENV)/examples/installed
 	$(BIN)/python -m pytest
+
+# the engine and checkpoint tests on each accepted version of DeepSpeed and Lightning, or `make test-versions ONLY=deepspeed==0.18.9`
+test-versions: $(VENV)/installed-test
+	$(BIN)/python tests/versions/run_versions.py $(if $(ONLY),--only $(ONLY))
 
 # edits of the code that tests must notice: all of tests/mutants/*.toml, or `make mutants ONLY=name`
 mutants: $(VENV)/installed-test

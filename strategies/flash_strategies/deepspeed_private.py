@@ -1,4 +1,4 @@
-"""All that reaches into DeepSpeed's private parts. Read against DeepSpeed 0.19.8.
+"""All that reaches into DeepSpeed's private parts. Read against DeepSpeed 0.18.9 and 0.19.8.
 
 What a live engine keeps in its ZeRO wrapper (`engine.optimizer`), and how that wrapper is taken down and built again
 around the same engine and the same torch optimizer. The order of steps and its traps are told in ARCHITECTURE.md.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -23,7 +24,7 @@ from flash_strategies.errors import UnsupportedVersionError
 if TYPE_CHECKING:
     import deepspeed
 
-READ_VERSIONS = ("0.19.8",)
+READ_VERSIONS = ("0.18.9", "0.19.8")
 
 
 class LossScaler(Protocol):
@@ -42,7 +43,6 @@ class ZeroWrapper(Protocol):
     bit16_groups: list[list[nn.Parameter]]
     bit16_groups_flat: list[torch.Tensor]
     round_robin_bit16_groups: list[list[nn.Parameter]]
-    round_robin_bit16_offsets: list[list[int]]
     single_partition_of_fp32_groups: list[torch.Tensor]
     averaged_gradients: dict[int, list[torch.Tensor] | None]
     _hp_optimizer_states_linked: bool
@@ -53,7 +53,6 @@ class ZeroWrapper(Protocol):
     sub_group_to_group_id: dict[int, int]
     grad_partitions_flat_buffer: torch.Tensor
     parameter_offload: ParameterOffload
-    master_weights_and_grads_dtype: torch.dtype
     swap_optimizer: bool
     micro_step_id: int
     _DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition: dict[int, torch.Tensor]
@@ -122,16 +121,20 @@ _CARRIED = (
 
 
 def check_version() -> None:
-    """Refuse a DeepSpeed whose private parts were not read.
+    """Refuse a DeepSpeed whose private parts were not read; asked at ZeRO only.
 
     Raises:
-        UnsupportedVersionError: another version is installed.
+        UnsupportedVersionError: another version is installed, or none.
     """
-    version = metadata.version("deepspeed")
-    if version not in READ_VERSIONS:
+    try:
+        version = metadata.version("deepspeed")
+        found = f"deepspeed {version} is installed"
+    except metadata.PackageNotFoundError:
+        version, found = "", "deepspeed is not installed"
+    if version.split("+")[0] not in READ_VERSIONS:  # 0.19.8+cu130 is a build of 0.19.8
         raise UnsupportedVersionError(
-            f"deepspeed {version} is installed; transitions rebuild parts of DeepSpeed that were read at "
-            f"{', '.join(READ_VERSIONS)} only. Install one of these: pip install deepspeed=={READ_VERSIONS[-1]}"
+            f"{found}; at ZeRO, transitions rebuild parts of DeepSpeed that were read at {', '.join(READ_VERSIONS)} "
+            f"only. Install one of these: pip install deepspeed=={READ_VERSIONS[-1]}. DDP needs none of DeepSpeed"
         )
 
 
@@ -149,9 +152,14 @@ def without_shm_op() -> None:
 def initialize(
     task: nn.Module, optimizer: Optimizer | None, config: Mapping[str, object], **options: object
 ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
-    """`deepspeed.initialize`, also of a task with 0-dimensional parameters; the process group is there already."""
+    """`deepspeed.initialize`, also of a task with 0-dimensional parameters; the process group is there already.
+
+    Raises:
+        UnsupportedVersionError: the installed DeepSpeed does not do what the configuration asks for.
+    """
     import deepspeed
 
+    refuse_unreduced(config)
     with taking_scalars(task):
         engine, wrapper, _, _ = deepspeed.initialize(
             model=task,
@@ -168,12 +176,15 @@ def initialize(
 def taking_scalars(task: nn.Module) -> Iterator[None]:
     """While it lasts, `deepspeed.initialize` takes a task with 0-dimensional parameters.
 
-    DeepSpeed broadcasts `parameter.data.view(torch.uint8)`, which a tensor without dimensions does not have.
+    DeepSpeed broadcasts `parameter.data.view(torch.uint8)`, which a tensor without dimensions does not have. At 0.18
+    the flat weights of stages 1 and 2 belong to a graph of gradients, and gathering into them fails.
     """
     import deepspeed
     from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     broadcast, partition = deepspeed.DeepSpeedEngine._broadcast_model, Init._zero_init_param
+    flatten = DeepSpeedZeroOptimizer.flatten_dense_tensors_aligned
     scalars = [parameter for parameter in task.parameters() if not parameter.dim()]
 
     def broadcast_all(engine: DeepSpeedEngine) -> None:
@@ -190,14 +201,34 @@ def taking_scalars(task: nn.Module) -> Iterator[None]:
         if scalar:
             vars(parameter)["ds_shape"] = torch.Size(())
 
+    def flattened(*args: object, **kwargs: object) -> torch.Tensor:
+        return cast(torch.Tensor, flatten(*args, **kwargs)).detach()
+
     with ExitStack() as undo:
         for owner, name, value in (
             (deepspeed.DeepSpeedEngine, "_broadcast_model", broadcast_all),
             (Init, "_zero_init_param", partitioned),
+            (DeepSpeedZeroOptimizer, "flatten_dense_tensors_aligned", flattened),
         ):
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
         yield
+
+
+def refuse_unreduced(config: Mapping[str, object]) -> None:
+    """Refuse what makes stages 1 and 2 before 0.19 drop gradients on a CPU without a word.
+
+    Raises:
+        UnsupportedVersionError: gradients are not made contiguous, so that ranks would not reduce them.
+    """
+    version, zero = metadata.version("deepspeed"), config.get("zero_optimization")
+    if torch.cuda.is_available() or tuple(int(part) for part in version.split(".")[:2]) >= (0, 19):
+        return
+    if isinstance(zero, Mapping) and zero.get("contiguous_gradients") is False and zero.get("stage") in (1, 2):
+        raise UnsupportedVersionError(
+            f"zero_optimization.contiguous_gradients is false, with which deepspeed {version} on a CPU does not "
+            f"reduce gradients over the ranks: remove the key, or pip install deepspeed=={READ_VERSIONS[-1]}"
+        )
 
 
 def whole_weights(folder: str) -> dict[str, torch.Tensor]:
@@ -218,7 +249,7 @@ def build(engine: DeepSpeedEngine, optimizer: Optimizer, memory: dict[str, objec
     for name, value in memory.items():
         setattr(wrapper, name, value)
     engine.optimizer = wrapper
-    if engine._support_torch_style_backward:
+    if vars(engine).get("_support_torch_style_backward"):
         wrapper.register_grad_acc_post_hook(engine._backward_post_hook)
     forget_gradients(wrapper)
     return wrapper
@@ -236,6 +267,16 @@ def set_loss_scale(wrapper: ZeroWrapper, state: dict[str, float]) -> None:
     present = vars(wrapper.loss_scaler)
     for name in set(state) & set(present):
         setattr(wrapper.loss_scaler, name, type(present[name])(state[name]))
+
+
+def offsets(wrapper: ZeroWrapper, index: int) -> list[int]:
+    """Stages 1 and 2: where each parameter of a group begins in its flat buffer, in elements."""
+    padded: list[list[int]] | None = vars(wrapper).get("round_robin_bit16_offsets")
+    if padded is not None:
+        return padded[index]
+    # before 0.19 they lie one after the other
+    numels = [parameter.numel() for parameter in wrapper.round_robin_bit16_groups[index]]
+    return list(accumulate(numels[:-1], initial=0))
 
 
 def detach(engine: DeepSpeedEngine) -> None:
@@ -280,8 +321,7 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
     Groups that go on keep their flat weights (stages 1 and 2) and masters; a new master is made once instead of being
     cloned as well; gradients of zeros that nobody reads are not made; garbage is not looked for.
     """
-    from deepspeed.runtime.zero import stage3, stage_1_and_2
-    from deepspeed.runtime.zero import utils as zero_utils
+    from deepspeed.runtime.zero import stage3, stage_1_and_2, utils
 
     lent: list[tuple[list[torch.Tensor], int, torch.Tensor]] = []
     first = {id(group.parameters[0]): group for group in kept}
@@ -303,7 +343,8 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
         if group is not None and group.weights is not None:
             return group.weights
         if use_cpu_data or any(param_padding or ()):
-            return cast(torch.Tensor, flatten_all(wrapper, tensors, alignment, use_cpu_data, param_padding))
+            padding = {"param_padding": param_padding} if param_padding is not None else {}  # 0.19 has it
+            return cast(torch.Tensor, flatten_all(wrapper, tensors, alignment, use_cpu_data, **padding))
         return _flattened(tensors, alignment)
 
     def lend(tensors: list[torch.Tensor], index: int, kind: type[_Weights], members: Sequence[nn.Parameter]) -> None:
@@ -326,7 +367,7 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
         flats = cast(list[torch.Tensor], wrapper.fp16_partitioned_groups_flat)
         for index, members in enumerate([] if wrapper.swap_optimizer else wrapper.fp16_groups):
             # where they are of one type, the weights are the masters
-            if flats[index].dtype != wrapper.master_weights_and_grads_dtype:
+            if flats[index].dtype != vars(wrapper).get("master_weights_and_grads_dtype", torch.float32):
                 lend(flats, index, _SubGroup, members)
         make_partitioned(wrapper)
         take_back()
@@ -362,7 +403,8 @@ def sparing(kept: Sequence[Kept]) -> Iterator[None]:
             (partitioned, "initialize_optimizer_states", initialize),
             (partitioned, "_create_fp32_partitions", make_masters),
             (partitioned, "create_reduce_and_remove_grad_hooks", hook),
-            (zero_utils, "gc", SimpleNamespace(collect=lambda: 0)),
+            # which of them collects when stage 3 defragments
+            (utils if hasattr(utils, "gc") else stage3, "gc", SimpleNamespace(collect=lambda: 0)),
         ):
             undo.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)

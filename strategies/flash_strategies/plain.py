@@ -229,6 +229,13 @@ class Finetuner:
             phase: what it is called.
             trainable: names of all parameters that train from now on.
             lr: learning rates of newly unfrozen parameters, by name; else they take their group's.
+
+        Returns:
+            What changed, and what it took.
+
+        Raises:
+            AgreementError, ProofError: the ranks differ.
+            TransitionError: it cannot be made; nothing was changed.
         """
         return self.transitions.move(phase, trainable, step=self._steps, lr=lr)
 
@@ -246,7 +253,11 @@ class Finetuner:
         self.transitions.after_step()
 
     def end_epoch(self) -> str:
-        """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex."""
+        """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex.
+
+        Raises:
+            ProofError: the ranks differ, or a frozen parameter moved.
+        """
         self.transitions.equalise_buffers()
         return self.transitions.check()
 
@@ -292,8 +303,8 @@ class Finetuner:
     def save(self, folder: str | Path) -> None:
         """Store weights, optimizer state, schedules and the phase; after `end_epoch`, on every rank.
 
-        Each rank writes its part. The folder appears when all is in it. The loop's own state (epoch, random numbers,
-        position in the data) is the loop's to keep.
+        Each rank writes its part. The `folder`, which must not be there yet, appears when all is in it. The loop's own
+        state (epoch, random numbers, position in the data) is the loop's to keep.
 
         Raises:
             CheckpointError: it is there already, or cannot be written.
@@ -324,6 +335,9 @@ class Finetuner:
 
     def load(self, folder: str | Path) -> nn.Module:
         """Go on from what `save` stored, on this setup and these ranks; after `ddp` or `deepspeed`, before the loop.
+
+        Args:
+            folder: that `save` made, on any setup and number of ranks.
 
         Returns:
             The model to call from now on.

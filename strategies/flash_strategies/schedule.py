@@ -133,6 +133,10 @@ class FinetuningStrategy(Protocol):
 def validated_phases(strategy: FinetuningStrategy, max_epochs: int | None) -> tuple[Phase, ...]:
     """The strategy's phases, checked: at least one, ascending from epoch 0, names unique, none past the last epoch.
 
+    Args:
+        strategy: whose phases are asked for.
+        max_epochs: epochs of the run; None or -1: unknown.
+
     Raises:
         StrategyTypeError: phases() gave something else than phases.
         StrategyValueError: phases that are out of order, named twice or past the end; or what phases() raises.
@@ -173,7 +177,7 @@ def validated_phases(strategy: FinetuningStrategy, max_epochs: int | None) -> tu
 
 
 def freezes(phases: Sequence[Phase]) -> bool:
-    """Whether any phase freezes anything. Where none does, a task need not say what its backbone is."""
+    """Whether any of the phases freezes anything. Where none does, a task need not say what its backbone is."""
     return any(not isinstance(phase.what, Everything) for phase in phases)
 
 

@@ -92,9 +92,9 @@ def freezable_layers(
 ) -> tuple[Layer, ...]:
     """The layers of the given modules of the task, first to last.
 
-    By "parameters" they are the modules that hold parameters themselves, in module order, shared ones once, and but
-    for those of which all is in `always_frozen`. By "flash" they are all modules that hold parameters and all leaf
-    modules, as Flash 0.8 counts them, shared ones as often as it does.
+    With counting="parameters" they are the modules that hold parameters themselves, in module order, shared ones once,
+    and but for those of which all is in `always_frozen`. With "flash" they are all modules that hold parameters and all
+    leaf modules, as Flash 0.8 counts them, shared ones as often as it does.
 
     Raises:
         StrategyValueError: a module that is not the task's.
@@ -108,8 +108,9 @@ def freezable_layers(
 
 
 def frozen_by_user(task: nn.Module, modules: Sequence[nn.Module]) -> frozenset[str]:
-    """Parameters outside of the given modules that require no gradient now, for `resolve` to keep them so.
+    """Names of parameters of the task, outside of the given modules, that require no gradient now.
 
+    `resolve` keeps them so.
     To be called before the first phase is applied, and kept for all phases. `handed_over` looks inside of the modules
     too, and tells what the user froze from what a fit left frozen.
     """

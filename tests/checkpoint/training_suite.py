@@ -21,12 +21,12 @@ from step_calls import SyncCounter  # noqa: E402
 from step_rank import run_ours  # noqa: E402
 from step_task import Net  # noqa: E402
 
-from flash_launch import rank_guard  # noqa: E402
 from flash_launch.checkpoint import lookout, saver, writing  # noqa: E402
 from flash_launch.checkpoint.attempts import begin  # noqa: E402
 from flash_launch.checkpoint.store import Store  # noqa: E402
 from flash_launch.errors import FencedError  # noqa: E402
 from flash_launch.run_folder import RunFolder, read_json, read_jsonl  # noqa: E402
+from flash_strategies import run_session  # noqa: E402
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.simplefilter("ignore")
@@ -67,12 +67,12 @@ def at_step(step: int, action: object) -> mock._patch[object]:
 
 def stop(folder: RunFolder, setup: str) -> object:
     """Rank 1 alone is asked to stop, at step 20."""
-    rank_guard._stop.clear()
+    run_session._stop.clear()
     try:
-        with at_step(20, rank_guard.note_stop if RANK == 1 else lambda: None):
+        with at_step(20, run_session.note_stop if RANK == 1 else lambda: None):
             task = run_ours(setup, folder, {"width": 16, "depth": 2, "steps": 2000})
     finally:
-        rank_guard._stop.clear()
+        run_session._stop.clear()
     dist.barrier()
     return len(task.began), read_json(folder.summary_json), Store(folder.checkpoints).names()
 

@@ -211,6 +211,7 @@ class AccelerateFinetuner(Finetuner):
         check_copies(self._copy, holding)
         check_parameters(self.task, holding)
         private.keep_optimizer(config)
+        deepspeed_private.refuse_unreduced(config)
         kind = Zero3Engine if self.stage == 3 else Zero12Engine
         holder = kind(self.task, optimizer, schedulers)
         deepspeed_private.without_shm_op()

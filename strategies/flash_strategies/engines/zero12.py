@@ -161,7 +161,7 @@ class Zero12Engine(Engine):
 
     def _spans(self, wrapper: private.ZeroWrapper, index: int) -> tuple[Span, ...]:
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        members = zip(wrapper.round_robin_bit16_groups[index], wrapper.round_robin_bit16_offsets[index], strict=True)
+        members = zip(wrapper.round_robin_bit16_groups[index], private.offsets(wrapper, index), strict=True)
         return tuple(Span(names[id(parameter)], offset, parameter.numel()) for parameter, offset in members)
 
     def _flat(self, index: int) -> Flat:

@@ -63,13 +63,22 @@ class FinetuningCallback(pl.Callback):
 
     @abstractmethod
     def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        """Look at the task, and freeze what does not train at first, before the optimizer is built."""
+        """Look at the task, and freeze what does not train at first, before the optimizer is built.
+
+        Args:
+            trainer: whose fit begins.
+            task: that it trains.
+        """
 
     @abstractmethod
     def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], Rates]:
         """(phase name, names of all that trains, learning rates of what is unfrozen by name) in an epoch that starts.
 
         Without a rate, what is unfrozen takes its param group's.
+
+        Args:
+            task: whose parameters are named.
+            epoch: from 0.
         """
 
     def ramp(self, epoch: int) -> None:
@@ -77,10 +86,23 @@ class FinetuningCallback(pl.Callback):
 
     @abstractmethod
     def held_batch_norms(self, task: pl.LightningModule, epoch: int) -> Collection[str]:
-        """Names of frozen modules whose own buffers stand still in an epoch; norms among them are in eval mode."""
+        """Names of frozen modules whose own buffers stand still in an epoch; norms among them are in eval mode.
+
+        Args:
+            task: whose modules are named.
+            epoch: from 0.
+        """
 
     def check_fits(self, saved: SavedFit, left_out: Collection[str]) -> None:
-        """Raise a CheckpointError if a fit that this callback resumes was another's."""
+        """Check that a fit that this callback resumes was not another's.
+
+        Args:
+            saved: the fit, from the checkpoint.
+            left_out: names of parameters that no group of the optimizer holds.
+
+        Raises:
+            CheckpointError: it was another's.
+        """
 
     def layers_in(self, phase: str) -> int | None:
         """How many of the backbone's layers train in a phase; None where that is not known."""
@@ -189,7 +211,12 @@ class FinetuningCallback(pl.Callback):
             self.hold_buffers(trainer, pl_module)
 
     def hold_buffers(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hold the buffers of what is frozen in this epoch as they are now; again, where they were loaded since."""
+        """Hold the buffers of what is frozen in this epoch as they are now; again, where they were loaded since.
+
+        Args:
+            trainer: in an epoch of its fit.
+            pl_module: that it trains.
+        """
         self.transitions.hold(self.held_batch_norms(pl_module, trainer.current_epoch))
 
     first_phase = "start"
@@ -341,6 +368,11 @@ class ScheduledFinetuning(FinetuningCallback):
 
 def finetuning_callback(strategy: object, *, train_bn: bool = True, timeout: float | None = None) -> FinetuningCallback:
     """The callback for what a user gives as a strategy: one's own callback as it is, all else parsed.
+
+    Args:
+        strategy: a name, a pair `(name, metadata)`, a strategy object or a FinetuningCallback.
+        train_bn: keep the batch norms of the frozen part trainable.
+        timeout: seconds to wait for another rank at a transition; None is the process group's own time-out.
 
     Raises:
         StrategyNameError, StrategyTypeError, StrategyValueError: it is no strategy.

@@ -49,11 +49,21 @@ class FlashBaseFinetuning(FinetuningCallback):
     # ---- to override
 
     def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
-        """Freeze the modules named by `attr_names`."""
+        """Freeze the modules of `pl_module` that `attr_names` names; called before the optimizer is built."""
         self.freeze_using_attr_names(pl_module, self.attr_names, train_bn=self.train_bn)
 
     def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: Optimizer) -> None:
-        """Called at the start of each epoch; Flash's fourth argument `opt_idx` is given to those who take it."""
+        """Called at the start of each epoch: unfreeze what trains from then on.
+
+        Args:
+            pl_module: the task.
+            epoch: that starts, from 0.
+            optimizer: the torch optimizer, for `unfreeze_and_add_param_group` and its like. Those who take a fourth
+                argument, as Flash's `opt_idx`, are given 0.
+
+        Raises:
+            NotImplementedError: it is not overridden.
+        """
         raise NotImplementedError(f"{type(self).__name__} must override finetune_function")
 
     # ---- to call
@@ -62,6 +72,11 @@ class FlashBaseFinetuning(FinetuningCallback):
         self, pl_module: pl.LightningModule, attr_names: Iterable[str], train_bn: bool = True
     ) -> None:
         """Freeze the modules under these attributes.
+
+        Args:
+            pl_module: the task.
+            attr_names: its attributes.
+            train_bn: keep their batch norms trainable.
 
         Raises:
             ModulesToFreezeError: the task has no such attribute.
@@ -107,7 +122,13 @@ class FlashBaseFinetuning(FinetuningCallback):
         return fresh
 
     def unfreeze_and_extend_param_group(self, modules: Modules, optimizer: Optimizer, train_bn: bool = True) -> None:
-        """Unfreeze modules, with the learning rate of the group they belong to."""
+        """Unfreeze modules, with the learning rate of the group they belong to.
+
+        Args:
+            modules: modules, or nested lists of them.
+            optimizer: as `finetune_function` got it.
+            train_bn: their batch norms, too.
+        """
         self.make_trainable(modules, train_bn)
 
     def unfreeze_and_add_param_group(
@@ -118,7 +139,15 @@ class FlashBaseFinetuning(FinetuningCallback):
         initial_denom_lr: float = 10.0,
         train_bn: bool = True,
     ) -> None:
-        """Unfreeze modules with a learning rate of their own: `lr`, else the first group's / `initial_denom_lr`."""
+        """Unfreeze modules with a learning rate of their own.
+
+        Args:
+            modules: modules, or nested lists of them.
+            optimizer: as `finetune_function` got it.
+            lr: the learning rate; None: that of the optimizer's first group, divided by `initial_denom_lr`.
+            initial_denom_lr: see `lr`.
+            train_bn: their batch norms, too.
+        """
         rate = lr if lr is not None else float(optimizer.param_groups[0]["lr"]) / initial_denom_lr
         self._rates.update(dict.fromkeys(self.make_trainable(modules, train_bn), rate))
 

@@ -1,16 +1,19 @@
-"""All that reaches into Lightning's private parts. Read against pytorch_lightning 2.6.6."""
+"""All that reaches into Lightning's private parts. Read against pytorch_lightning 2.5.6 and 2.6.6."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal, ParamSpec, TypeVar, cast
+from inspect import signature
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy, deepspeed
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
@@ -28,7 +31,7 @@ from torch.optim import Optimizer
 from flash_strategies.errors import UnsupportedVersionError
 from flash_strategies.lightning import one_lightning
 
-READ_VERSIONS = ("2.6.6",)
+READ_VERSIONS = ("2.5.6", "2.6.6")
 P = ParamSpec("P")
 T = TypeVar("T")
 remove_module_hooks = deepspeed.remove_module_hooks  # as Lightning does before it builds another DeepSpeed engine
@@ -42,7 +45,7 @@ def check_version() -> None:
     """
     name = one_lightning.used_distribution()
     version = metadata.version(name)
-    if version not in READ_VERSIONS:
+    if version.split("+")[0] not in READ_VERSIONS:
         raise UnsupportedVersionError(
             f"{name} {version} is installed; transitions use parts of Lightning that were read at "
             f"{', '.join(READ_VERSIONS)} only. Install one of these: "
@@ -98,6 +101,27 @@ def start_deepspeed_on_cpu(strategy: DeepSpeedStrategy) -> None:
     strategy._init_deepspeed_distributed()
 
 
+def read_checkpoint(
+    load: Callable[..., dict[str, Any]], plugin: CheckpointIO | None, path: _PATH, weights_only: bool | None
+) -> dict[str, Any]:
+    """A checkpoint as Lightning 2.6 reads it: weights and plain values alone, unless somebody says otherwise.
+
+    2.5 cannot be told, and runs what code is in a file.
+
+    Args:
+        load: Lightning's `load_checkpoint` of the strategy.
+        plugin: the strategy's, where the checkpoint is a file that it reads.
+        path: the checkpoint.
+        weights_only: as `Trainer.fit` has it.
+    """
+    if "weights_only" in signature(load).parameters:
+        return load(path, weights_only)
+    if type(plugin) is TorchCheckpointIO:
+        with open(path, "rb") as file:
+            return cast("dict[str, Any]", torch.load(file, map_location="cpu", weights_only=True))
+    return load(path)
+
+
 def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int, validating: bool = False) -> None:
     """Set the counters of the training loops so that the fit, which has not begun, begins at a position.
 
@@ -130,7 +154,8 @@ def go_on_at(trainer: pl.Trainer, *, epoch: int, batch: int, step: int, validati
 
 def averaged_models(trainer: pl.Trainer) -> list[torch.nn.Module]:
     """The averages that Lightning's weight averaging callbacks hold of the task."""
-    callbacks = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
+    averaging = getattr(pl.callbacks, "WeightAveraging", ())  # new at 2.6
+    callbacks = [one for one in trainer.callbacks if isinstance(one, averaging)]  # type: ignore[attr-defined]
     return [one._average_model.module for one in callbacks if one._average_model is not None]
 
 

@@ -109,7 +109,7 @@ class FinetuningDDPStrategy(DDPStrategy):
             CheckpointError: it is a folder of DeepSpeed's.
         """
         check_kind(checkpoint_path, folder=False)
-        return super().load_checkpoint(checkpoint_path, weights_only)
+        return private.read_checkpoint(super().load_checkpoint, self.checkpoint_io, checkpoint_path, weights_only)
 
 
 class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
@@ -268,7 +268,8 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         task = self.lightning_module
         fitting = task is not None and private.fits(task.trainer)
         if single or not Path(checkpoint_path).is_dir() or not (fitting or self.zero_stage_3):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            plugin = self.checkpoint_io if single else None
+            return private.read_checkpoint(super().load_checkpoint, plugin, checkpoint_path, weights_only)
         self._resumed_from = checkpoint_path
         if not fitting:
             self._load_partitioned(checkpoint_path)
