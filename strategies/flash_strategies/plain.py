@@ -295,7 +295,7 @@ class Finetuner:
         yield from self._resumption.batches(loader)
 
     def without_first(self, loader: Iterable[_T], batches: int) -> Iterable[_T]:
-        """The loader from a batch on."""
+        """The loader without its first so many `batches`."""
         return skipped(loader, batches)
 
     # ---- checkpoints

@@ -69,7 +69,7 @@ class Loop(Protocol):
         ...
 
     def without_first(self, loader: Iterable[_T], batches: int) -> Iterable[_T]:
-        """The loader from a batch on."""
+        """The loader without its first so many `batches`."""
         ...
 
 

@@ -72,6 +72,10 @@ class FreezeUnfreeze(_Named):
     def __init__(self, strategy_metadata: int, train_bn: bool = True) -> None:
         """Take the epoch.
 
+        Args:
+            strategy_metadata: the first epoch that trains the backbone.
+            train_bn: the backbone's batch norms train before, too.
+
         Raises:
             StrategyTypeError, StrategyValueError: no epoch.
         """
@@ -84,7 +88,11 @@ class UnfreezeMilestones(_Named):
     strategy = FinetuningStrategies.UNFREEZE_MILESTONES
 
     def __init__(self, strategy_metadata: tuple[tuple[int, int], int], train_bn: bool = True) -> None:
-        """Take the two epochs and the number of layers: ((3, 8), 2).
+        """Take the two epochs and the number of layers.
+
+        Args:
+            strategy_metadata: ((3, 8), 2): the last 2 layers unfreeze at epoch 3, the rest at epoch 8.
+            train_bn: the backbone's batch norms train before, too.
 
         Raises:
             StrategyTypeError, StrategyValueError: something else.

@@ -276,7 +276,7 @@ class AccelerateFinetuner(Finetuner):
         return super().end_epoch()
 
     def without_first(self, loader: Iterable[_T], batches: int) -> Iterable[_T]:
-        """The loader from a batch on; what is skipped is not loaded."""
+        """The loader without its first so many `batches`; what is skipped is not loaded."""
         return cast(Iterable[_T], self.accelerator.skip_first_batches(loader, batches))
 
     def _refuse_open(self) -> None:
