@@ -21,18 +21,18 @@ from flash_strategies import FinetuningStrategy
 NAMES = {
     "flash_strategies": """
         AgreementError Everything Finetuner FinetuningStrategy FlashBaseFinetuning FlashLaunchError Freeze
-        FreezeUnfreeze LastLayers Layer Matching ModulesToFreezeError NoFreeze Nothing Phase ProofError
+        FreezeUnfreeze LastLayers Layer Matching ModulesToFreezeError NoFreeze Nothing Phase ProofError Rate
         ScheduledFinetuning Selection StrategyNameError StrategySpec StrategyTypeError StrategyValueError
         TransitionError UnfreezeMilestones UnsupportedVersionError finetuning_callback freezable_layers
         freezable_modules freezes frozen_by_user parse_strategy register_strategy resolve strategy_names
-        validated_phases
+        validated_phases with_rate
     """,
     "flash_strategies.lightning": """
         FinetuningCallback FinetuningDDPStrategy FinetuningDeepSpeedStrategy FlashBaseFinetuning ScheduledFinetuning
         finetuning_callback
     """,
     "flash_strategies.accelerate": "AccelerateFinetuner",
-    "flash_strategies.run_session": "ATTEMPT EXIT_STOPPED RUN RunSession current_session note_stop stop_requested",
+    "flash_strategies.run_session": "ATTEMPT EXIT_STOPPED RUN RunSession current_session looks_for_stops note_stop stop_requested",
     "flash_launch": "Trainer",
     "flash_launch.image": "ImageClassificationData ImageClassifier",
     "flash_launch.core.finetuning": """
@@ -54,10 +54,10 @@ DOORS = {
     "flash_strategies.lightning": "lightning_fabric matplotlib numpy pytorch_lightning torch torchmetrics torchvision",
     "flash_launch": "",
     "flash_launch.image": """
-        lightning_fabric matplotlib numpy pytorch_lightning sklearn torch torchmetrics torchvision
+        lightning_fabric matplotlib numpy pytorch_lightning torch torchmetrics torchvision
     """,
     "flash_launch.training.trainer": """
-        lightning_fabric matplotlib numpy pytorch_lightning sklearn torch torchmetrics torchvision
+        lightning_fabric matplotlib numpy pytorch_lightning torch torchmetrics torchvision
     """,
 }
 """What importing a module may import of HEAVY. torchmetrics imports matplotlib and torchvision where they are there."""
@@ -70,7 +70,10 @@ def module(name: str) -> ModuleType:
 @pytest.mark.parametrize("name", NAMES)
 def test_public_names_stay(name: str) -> None:
     found = module(name)
-    assert sorted(found.__all__) == sorted(NAMES[name].split()), "a public name came or went: see NAMES"
+    came, went = set(found.__all__) - set(NAMES[name].split()), set(NAMES[name].split()) - set(found.__all__)
+    assert not went, f"public names are gone from {name}: {sorted(went)}"
+    assert not came, f"{name} has new public names: add {sorted(came)} to NAMES"
+    assert len(found.__all__) == len(set(found.__all__))
     for public in found.__all__:
         assert getattr(found, public) is not None
 
