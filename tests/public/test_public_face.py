@@ -32,7 +32,9 @@ NAMES = {
         finetuning_callback
     """,
     "flash_strategies.accelerate": "AccelerateFinetuner",
-    "flash_strategies.run_session": "ATTEMPT EXIT_STOPPED RUN RunSession current_session looks_for_stops note_stop stop_requested",
+    "flash_strategies.run_session": """
+        ATTEMPT EXIT_STOPPED RUN RunSession current_session looks_for_stops note_stop stop_requested
+    """,
     "flash_launch": "Trainer",
     "flash_launch.image": "ImageClassificationData ImageClassifier",
     "flash_launch.core.finetuning": """
