@@ -259,8 +259,13 @@ class RunConfig(
             )
         if not self.backbone_lr_align and self.backbone_lr_ramp is None:
             raise ConfigError("--backbone-lr-align false is about a ramp: give --backbone-lr-ramp, or leave it out")
+        option = "--backbone-lr" if self.backbone_lr is not None else "--backbone-lr-ratio"
+        if given and self.unfreeze_epoch == 0:
+            raise ConfigError(
+                f"{option} is for what a strategy unfreezes, and --unfreeze-epoch 0 freezes nothing at first: give a "
+                "later epoch, or leave it out"
+            )
         if given and self.strategy.removesuffix(_DEEPSPEED_SUFFIX) in ("no_freeze", "freeze"):
-            option = "--backbone-lr" if self.backbone_lr is not None else "--backbone-lr-ratio"
             raise ConfigError(
                 f"{option} is for what a strategy unfreezes, and --strategy {self.strategy} unfreezes nothing: leave "
                 "it out, or give --strategy freeze_unfreeze"

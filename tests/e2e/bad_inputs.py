@@ -154,6 +154,7 @@ prepared = Late()
 """
 
 MILESTONES = "--strategy unfreeze_milestones"
+UNFREEZE = "--strategy freeze_unfreeze"
 OWN = {"my_task.py": TASK, "my_strategies.py": STRATEGY}
 
 
@@ -288,6 +289,46 @@ AT_ONCE: tuple[Row, ...] = (
         "--strategy freeze_deepspeed --num-layers 2",
         "--num-layers belongs to --strategy unfreeze_milestones, but the strategy is freeze_deepspeed: leave it out, "
         "or give --strategy unfreeze_milestones_deepspeed",
+    ),
+    # rates of what is unfrozen
+    Row(
+        f"{UNFREEZE} --backbone-lr -0.001",
+        "--backbone-lr was given -0.001: it must be a number above 0",
+    ),
+    Row(
+        f"{UNFREEZE} --backbone-lr-ratio 0",
+        "--backbone-lr-ratio was given 0.0: it must be a number above 0",
+    ),
+    Row(
+        f"{UNFREEZE} --backbone-lr-ratio 0.1 --backbone-lr-ramp -2",
+        "--backbone-lr-ramp was given -2.0: it must be a number above 0",
+    ),
+    Row(
+        f"{UNFREEZE} --backbone-lr 1e-4 --backbone-lr-ratio 0.1",
+        "--backbone-lr 0.0001 and --backbone-lr-ratio 0.1 both say what the rate at the unfreeze is: give one of them",
+    ),
+    Row(
+        f"{UNFREEZE} --backbone-lr-ramp 2",
+        "--backbone-lr-ramp 2 has no rate to begin with: give --backbone-lr or --backbone-lr-ratio, too",
+    ),
+    Row(
+        f"{UNFREEZE} --backbone-lr 1e-4 --backbone-lr-align false",
+        "--backbone-lr-align false is about a ramp: give --backbone-lr-ramp, or leave it out",
+    ),
+    Row(
+        "--strategy freeze_deepspeed --backbone-lr 1e-4",
+        "--backbone-lr is for what a strategy unfreezes, and --strategy freeze_deepspeed unfreezes nothing: leave it "
+        "out, or give --strategy freeze_unfreeze",
+    ),
+    Row(
+        "--backbone-lr-ratio 0.1",
+        "--backbone-lr-ratio is for what a strategy unfreezes, and --strategy no_freeze unfreezes nothing: leave it "
+        "out, or give --strategy freeze_unfreeze",
+    ),
+    Row(
+        f"{UNFREEZE} --unfreeze-epoch 0 --backbone-lr-ratio 0.1",
+        "--backbone-lr-ratio is for what a strategy unfreezes, and --unfreeze-epoch 0 freezes nothing at first: give "
+        "a later epoch, or leave it out",
     ),
     # setups
     Row(

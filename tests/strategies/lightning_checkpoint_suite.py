@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flash_strategies import FlashBaseFinetuning
+from flash_strategies import FlashBaseFinetuning, Rate
 from flash_strategies.lightning import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy, ScheduledFinetuning
 
 EPOCHS, STEPS, BATCH = 4, 3, 4
@@ -146,7 +146,8 @@ def trainer_on(setup: str, callbacks: list[pl.Callback]) -> pl.Trainer:
 def fit(setup: str, kind: str, *, save: Path | None = None, resume: Path | None = None) -> Save:
     """One fit, from the start or from a checkpoint."""
     seen = Save(save)
-    finetuning = Custom("backbone") if kind == "custom" else ScheduledFinetuning(STRATEGY, train_bn=False)
+    rate = Rate(lr=2e-3, ramp=1.5) if kind == "rates" else None
+    finetuning = Custom("backbone") if kind == "custom" else ScheduledFinetuning(STRATEGY, train_bn=False, rate=rate)
     trainer_on(setup, [finetuning, seen]).fit(Task(), ckpt_path=resume)
     return seen
 

@@ -17,7 +17,11 @@ from flash_strategies.lightning.checkpoint import taken_from
 if TYPE_CHECKING:
     from conftest import Suites
 
-CASES = [*(Case(2, setup) for setup in ("ddp", "zero2", "zero3")), Case(2, "ddp", "custom")]
+CASES = [
+    *(Case(2, setup) for setup in ("ddp", "zero2", "zero3")),
+    *(Case(2, "ddp", callback) for callback in ("custom", "rates")),
+    *(pytest.param(Case(2, setup, "rates"), marks=pytest.mark.slow) for setup in ("zero1", "zero2", "zero3")),
+]
 
 
 def check(found: dict[str, object]) -> None:
@@ -34,7 +38,7 @@ def test_a_resumed_fit_equals_the_unstopped_one(case: Case, suites: Suites) -> N
         check(found)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["milestones", "custom"])
+@pytest.mark.parametrize("kind", ["milestones", "custom", "rates"])
 def test_on_one_device(kind: str) -> None:
     check(run_case(f"1-single-{kind}"))
 
