@@ -68,6 +68,8 @@ _T = TypeVar("_T")
 class Finetuner:
     """Runs a strategy in a loop of one's own; every rank has one and calls it at the same points."""
 
+    _builders = "ddp() or deepspeed()"
+
     def __init__(
         self,
         task: nn.Module,
@@ -129,7 +131,7 @@ class Finetuner:
             TransitionError: neither `ddp` nor `deepspeed` was called yet.
         """
         if self._transitions is None:
-            raise TransitionError("call ddp() or deepspeed() before the loop")
+            raise TransitionError(f"call {self._builders} before the loop")
         return self._transitions
 
     # ---- how the ranks hold the model

@@ -38,6 +38,7 @@ from flash_strategies.phases import phase_at
 from flash_strategies.plain import Finetuner
 from flash_strategies.rate import Rate
 from flash_strategies.reporting import NOTES, say
+from flash_strategies.schedulers import Scheduler
 from flash_strategies.transition import TransitionReport
 from flash_strategies.wrappers import OURS, refuse_second_ddp
 
@@ -48,6 +49,8 @@ _Ts = TypeVarTuple("_Ts")
 
 class AccelerateFinetuner(Finetuner):
     """Runs a strategy in a loop around an `Accelerator`; every process has one and calls it at the same points."""
+
+    _builders = "prepare()"
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class AccelerateFinetuner(Finetuner):
                     f"{type(one).__name__} leaves the optimizer or its schedule to DeepSpeed's JSON, where transitions "
                     "do not reach: build torch's in the script, and take 'optimizer' and 'scheduler' out of the JSON"
                 )
-            if private.is_prepared(one) and isinstance(one, (nn.Module, Optimizer)):
+            if private.is_prepared(one) and not hasattr(one, "dataset"):
                 raise TransitionError(
                     f"the {type(one).__name__} is prepared already: give finetuner.prepare() the bare one"
                 )
@@ -158,6 +161,24 @@ class AccelerateFinetuner(Finetuner):
                 "with torch.optim.lr_scheduler.ChainedScheduler or SequentialLR"
             )
         return optimizers[0], schedulers
+
+    def ddp(self, optimizer: Optimizer, schedulers: Sequence[Scheduler] = (), **ddp_options: object) -> nn.Module:
+        """Refused: `prepare` does this.
+
+        Raises:
+            TransitionError: always.
+        """
+        raise TransitionError("Accelerate chooses between DDP and DeepSpeed: call prepare(model, optimizer, ...)")
+
+    def deepspeed(
+        self, optimizer: Optimizer, config: Mapping[str, object], schedulers: Sequence[Scheduler] = ()
+    ) -> nn.Module:
+        """Refused: `prepare` does this.
+
+        Raises:
+            TransitionError: always.
+        """
+        return self.ddp(optimizer, schedulers)
 
     def _prepare_whole(
         self, objects: Sequence[object], optimizer: Optimizer, schedulers: list[LRScheduler]

@@ -141,6 +141,12 @@ def zero_stage(accelerator: Accelerator) -> int:
             "with cpu=True or ACCELERATE_USE_CPU. On a CPU leave both out, and give "
             'kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")]'
         )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if kind in _ONE_PROCESS and started > 1:
+        raise TransitionError(
+            f"{started} processes were started, and Accelerate, which found no GPU, lets each train for itself: give "
+            "Accelerator(cpu=True), or set ACCELERATE_USE_CPU=1"
+        )
     parallelism = getattr(accelerator, "parallelism_config", None)
     sharded = [name for name in ("tp_enabled", "cp_enabled", "sp_enabled") if getattr(parallelism, name, False)]
     if kind not in (*_ONE_PROCESS, *_DDP) or sharded:
