@@ -167,3 +167,20 @@ def test_a_door_imports_what_it_needs(door: str) -> None:
     assert not (roots & set(HEAVY.split())) - set(DOORS[door].split())
     if door.startswith("flash_strategies"):
         assert "flash_launch" not in roots
+
+
+BOTH_NAMES = """
+import lightning.pytorch
+import flash_launch.image
+import flash_launch as flash
+import pytorch_lightning
+from flash_launch.core.finetuning import FlashBaseFinetuning
+assert issubclass(flash.Trainer, lightning.pytorch.Trainer)
+assert issubclass(flash_launch.image.ImageClassifier, lightning.pytorch.LightningModule)
+assert issubclass(FlashBaseFinetuning, pytorch_lightning.Callback)
+"""
+
+
+def test_flashs_names_after_the_package_lightning() -> None:
+    done = subprocess.run([sys.executable, "-c", BOTH_NAMES], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import flash_strategies.lightning  # noqa: F401 - before Lightning: both of its names lead to the same classes then
+
+# isort: split
 from pytorch_lightning import LightningDataModule, LightningModule
 
 from flash_launch.data.digits import Digits
