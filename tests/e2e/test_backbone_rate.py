@@ -1,4 +1,4 @@
-"""The command's options for the rate of what is unfrozen, on two ranks: in the plan, in training, and after a resume."""
+"""The rate of what is unfrozen on the command line, on two ranks: in the plan, in training, and after a resume."""
 
 from __future__ import annotations
 
