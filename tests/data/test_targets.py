@@ -98,3 +98,16 @@ def test_targets_that_make_no_sense(targets: list[object], told: str) -> None:
 def test_other_targets_must_be_written_as_those_to_train_on(train: list[object], other: object, told: str) -> None:
     with pytest.raises(DataError, match=told):
         find_format(train)(other, "val target 3")
+
+
+def test_names_of_all_classes_may_be_given() -> None:
+    found = find_format(["bee"]).named(["ant", "bee"])
+    assert (found.num_classes, found("bee", "target")) == (2, 1)
+    numbers = find_format([0, 1]).named(["ant", "bee", "cat"])
+    assert (numbers.num_classes, numbers.labels, numbers(2, "target")) == (3, ("ant", "bee", "cat"), 2)
+    with pytest.raises(DataError, match="labels has ant, and the targets have the class 'bee'"):
+        find_format(["bee"]).named(["ant"])
+    with pytest.raises(DataError, match="labels has ant, and the targets have 2 classes"):
+        find_format([0, 1]).named(["ant"])
+    with pytest.raises(DataError, match="the same name twice"):
+        find_format([0, 1]).named(["ant", "ant"])

@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
+import flash_launch as flash
 from flash_launch.data.image_classification import ImageClassificationData
 from flash_launch.errors import TaskError, WeightsError
 from flash_launch.tasks.any_backbone import BACKBONES
@@ -147,6 +148,17 @@ def test_a_backbone_of_timm(tmp_path: Path) -> None:
         "    pairs = zip(task.backbone.parameters(), again.backbone.parameters(), strict=True)\n"
         "    assert all(torch.equal(a, b) for a, b in pairs), name\n"
         "assert 'timm/resnet10t' in ImageClassifier.available_backbones()\n"
+        "from flash_launch.tasks.optimizer_choice import build_optimizer, build_scheduler\n"
+        "optimizer = build_optimizer('sgd', task.parameters(), 1.0)\n"
+        "spec = ('linear_schedule_with_warmup', {'num_warmup_steps': 0.5})\n"
+        "made = build_scheduler(spec, optimizer, lambda: 8)\n"
+        "assert made['interval'] == 'step' and made['scheduler'].get_last_lr() == [0.0]\n"
+        "rates = []\n"
+        "for _ in range(8):\n"
+        "    optimizer.step()\n"
+        "    made['scheduler'].step()\n"
+        "    rates += made['scheduler'].get_last_lr()\n"
+        "assert rates == [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0], rates\n"
         "try:\n"
         "    ImageClassifier(num_classes=3, backbone='resnet10t')\n"
         "except WeightsError as error:\n"
@@ -247,18 +259,17 @@ def test_the_quick_start_from_folder_to_labels(tmp_path: Path) -> None:
         train_folder=tmp_path / "train", batch_size=4, transform_kwargs={"image_size": 8}
     )
     task = ImageClassifier(backbone="digits_net", labels=module.labels, learning_rate=3e-3, optimizer=("adam", {}))
-    fit = trainer(tmp_path, max_epochs=12, enable_checkpointing=False)
-    fit.fit(task, datamodule=module)
+    fit = flash.Trainer(
+        max_epochs=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    fit.finetune(task, datamodule=module, strategy=("freeze_unfreeze", 1))
     fit.save_checkpoint(tmp_path / "x.pt")
     again = ImageClassifier.load_from_checkpoint(tmp_path / "x.pt")
     assert (again.labels, again.hparams["learning_rate"]) == (["ants", "bees"], 3e-3)
     assert all(torch.equal(a, b) for a, b in zip(task.parameters(), again.parameters(), strict=True))
     files = [tmp_path / "train" / name / "3.png" for name in ("bees", "ants", "bees")]
     predict = ImageClassificationData.from_files(predict_files=files, batch_size=2, transform_kwargs={"image_size": 8})
-    from flash_launch.tasks.outputs import convert
-
-    outputs = trainer(tmp_path).predict(again, datamodule=predict)
-    found = convert(outputs, "labels", again.labels, again.multi_label)  # type: ignore[arg-type]
+    found = fit.predict(again, datamodule=predict, output="labels")
     assert [label for batch in found for label in batch] == ["bees", "ants", "bees"]
 
 
@@ -322,8 +333,37 @@ def test_arguments_that_make_no_sense(options: dict[str, object], told: str) -> 
         tiny(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "given", "told"),
+    [
+        ({"num_classes": 2}, {}, "the data have 3 classes and the task 2"),
+        ({"multi_label": True}, {}, "the data have one label per sample, and the task was made with multi_label=True"),
+        ({"num_classes": None, "labels": ["b", "a", "c"]}, {"labels": ["a", "b", "c"]}, "would stand for two names"),
+    ],
+)
+def test_data_of_other_classes_are_refused(
+    options: dict[str, object], given: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TaskError, match=told):
+        trainer(tmp_path).fit(tiny(**options), datamodule=data([0, 1, 2], **given))
+
+
+def test_batches_that_do_not_fit_are_told() -> None:
+    images, shares = torch.randn(2, 3, 6, 6), torch.eye(3)[:2]
+    with pytest.raises(TaskError, match=r"targets are of shape \(2, 3\).* give ImageClassifier multi_label=True"):
+        tiny().training_step([images, shares], 0)
+    assert tiny(loss_fn=functional.cross_entropy, metrics=lambda x, y: x.sum()).training_step([images, shares], 0) > 0
+    with pytest.raises(TaskError, match=r"Tiny gives features of shape \(2, 2\) for 2 images, not \(2, 7\)"):
+        tiny(backbone=(Tiny(), 7))(images)
+    vit = ImageClassifier(3, backbone="vit_b_32", pretrained=False, backbone_kwargs={"image_size": 64})
+    with pytest.raises(TaskError, match=r"cannot take images of \(32, 32\) pixels .*transform_kwargs"):
+        vit.predict_step(torch.zeros(1, 3, 32, 32), 0)
+
+
 def test_what_there_is() -> None:
     assert {"resnet18", "digits_net", "vit_b_16"} <= set(ImageClassifier.available_backbones())
+    assert ImageClassifier.available_pretrained_weights("resnet50") == ["IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT"]
+    assert ImageClassifier.available_outputs() == ["classes", "labels", "logits", "preds", "probabilities"]
     assert "adam" in ImageClassifier.available_optimizers()
     assert "steplr" in ImageClassifier.available_lr_schedulers()
     assert "freeze_unfreeze_deepspeed" in ImageClassifier.available_finetuning_strategies()

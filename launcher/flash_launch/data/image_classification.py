@@ -197,7 +197,7 @@ class ImageClassificationData(SplitData):
             stage: None if frame is None else split_of_frame(frame, input_field, target_fields, root, resolver, stage)
             for stage, (frame, root, resolver) in tables.items()
         }
-        return cls._from_splits(splits, options, labels=_columns_of_classes(target_fields))
+        return cls._from_splits(splits, options, columns=_columns_of_classes(target_fields))
 
     @classmethod
     def from_csv(
@@ -236,7 +236,7 @@ class ImageClassificationData(SplitData):
                 path = Path(file).expanduser()
                 splits[stage], more = split_of_csv(path, input_field, target_fields, root, resolver, stage)
                 notes += more
-        return cls._from_splits(splits, options, labels=_columns_of_classes(target_fields))._noted(notes)
+        return cls._from_splits(splits, options, columns=_columns_of_classes(target_fields))._noted(notes)
 
     @classmethod
     def from_datasets(  # type: ignore[override]  # Lightning's takes data sets that are ready to train on
@@ -262,9 +262,9 @@ class ImageClassificationData(SplitData):
 
     @classmethod
     def _from_splits(
-        cls, splits: Mapping[str, Split | None], options: LoaderOptions, labels: Sequence[str] | None = None
+        cls, splits: Mapping[str, Split | None], options: LoaderOptions, columns: Sequence[str] | None = None
     ) -> Self:
-        return cls(splits["train"], splits["val"], splits["test"], splits["predict"], labels=labels, **options)
+        return cls(splits["train"], splits["val"], splits["test"], splits["predict"], columns=columns, **options)
 
     @classmethod
     def _from_pairs(

@@ -45,6 +45,8 @@ class LoaderOptions(TypedDict, total=False):
     """Copy batches to pinned memory; where there is no GPU it has no effect."""
     persistent_workers: bool
     """Keep the loader processes from epoch to epoch."""
+    labels: Sequence[str] | None
+    """Names of all classes by number; None: those of the training targets, sorted."""
     seed: int | None
     """Of shuffling, splitting and augmentation; None: that of `seed_everything`, else 0."""
 
@@ -59,14 +61,14 @@ class SplitData(RunData):
         test: Split | None = None,
         predict: Split | None = None,
         *,
-        labels: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
         **options: Unpack[LoaderOptions],
     ) -> None:
         """Prepare.
 
         Args:
             train, val, test, predict: images and, but for `predict`, targets.
-            labels: names of the classes, for targets with a place for each; None: those of the targets.
+            columns: of a table, one for each class, that the targets were read from.
             options: see LoaderOptions.
         """
         super().__init__()
@@ -83,7 +85,7 @@ class SplitData(RunData):
                 )
             train, val = _parted(train, share, self.seed)
         splits = {"train": train, "val": val, "test": test, "predict": predict}
-        self.format = _format(splits, labels)
+        self.format = _format(splits, self.options.get("labels"), columns)
         self.labels = list(self.format.labels) if self.format and self.format.labels else None
         self.num_classes = self.format.num_classes if self.format else None
         self.multi_label = self.format is not None and self.format.multi_label
@@ -205,17 +207,19 @@ def _parted(train: Split, share: object, seed: int) -> tuple[Split, Split]:
     return train.part(sorted(order[count:])), train.part(sorted(order[:count]))
 
 
-def _format(splits: Mapping[str, Split | None], labels: Sequence[str] | None) -> TargetFormat | None:
+def _format(
+    splits: Mapping[str, Split | None], labels: Sequence[str] | None, columns: Sequence[str] | None
+) -> TargetFormat | None:
     """That of the training targets, else of the first stage that has any."""
     for stage, split in splits.items():
         if split is not None and split.targets is not None:
             found = find_format(split.targets, stage, literal=split.literal)
-            if labels is None:
-                return found
-            if found.form not in ("one_hot", "shares") or found.num_classes != len(labels):
-                raise DataError(
-                    f"the columns {', '.join(labels)} hold {split.targets[0]!r} for {stage} sample 0: columns of "
-                    "classes hold 0 and 1; for one column of targets give its name alone"
-                )
-            return dataclasses.replace(found, labels=tuple(labels))
+            if columns is not None:
+                if found.form not in ("one_hot", "shares") or found.num_classes != len(columns):
+                    raise DataError(
+                        f"the columns {', '.join(columns)} hold {split.targets[0]!r} for {stage} sample 0: columns of "
+                        "classes hold 0 and 1; for one column of targets give its name alone"
+                    )
+                found = dataclasses.replace(found, labels=tuple(columns))
+            return found if labels is None else found.named(labels)
     return None

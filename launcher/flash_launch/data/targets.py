@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy
@@ -48,6 +48,27 @@ class TargetFormat:
     def multi_label(self) -> bool:
         """Whether a sample may have any number of labels."""
         return self.form in ("labels", "numbers", "shares")
+
+    def named(self, labels: Sequence[str]) -> "TargetFormat":
+        """With these names of the classes, by number.
+
+        Raises:
+            DataError: names that are none, or the same twice; not one for each class of these targets.
+        """
+        given: object = labels
+        if isinstance(given, str) or not all(isinstance(label, str) for label in labels):
+            raise DataError(f"labels is {labels!r}: give a list with the name of each class")
+        if len(set(labels)) != len(labels):
+            raise DataError(f"labels has the same name twice: {', '.join(labels)}")
+        by_name = self.form in ("label", "labels")
+        lacking = sorted(set(self.labels or ()) - set(labels)) if by_name else []
+        fits = len(labels) == self.num_classes or (
+            self.form in ("number", "numbers") and len(labels) > self.num_classes
+        )
+        if lacking or not (by_name or fits):
+            has = f"the class {lacking[0]!r}" if lacking else f"{self.num_classes} classes"
+            raise DataError(f"labels has {', '.join(labels)}, and the targets have {has}: name all of them")
+        return replace(self, labels=tuple(labels), num_classes=len(labels))
 
     def __call__(self, target: object, where: str) -> Target:
         """A target in the form that the loss takes.

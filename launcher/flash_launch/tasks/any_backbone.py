@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import torchvision
 from torch import nn
 
 from flash_launch.errors import TaskError, WeightsError
-from flash_launch.tasks.backbones import SplitModel, backbone_names, build_backbone
+from flash_launch.tasks.backbones import DIGITS_NET, SplitModel, backbone_names, build_backbone
 from flash_launch.tasks.registry import Registry
 from flash_launch.tasks.weights import load_weights
 
-__all__ = ["BACKBONES", "Backbone", "Head", "Parts", "available_backbones", "build_parts"]
+__all__ = ["BACKBONES", "Backbone", "Head", "Parts", "available_backbones", "available_weights", "build_parts"]
 
 BACKBONES = Registry("backbones")
 """User-defined ones: functions that take `pretrained` and give `(module, num_features)`."""
@@ -37,8 +38,22 @@ class Parts:
     name: str
     """Of the backbone, for messages."""
 
+    num_features: int | None = None
+    """Of the backbone, where a user said it."""
+
     notes: tuple[str, ...] = ()
     """What a user should know about the weights, a sentence each."""
+
+
+def available_weights(backbone: str) -> list[str]:
+    """What `pretrained` takes for a backbone of torchvision, beside True, False and a file.
+
+    Raises:
+        TaskError: an unknown name.
+    """
+    if backbone not in backbone_names():
+        raise TaskError(f"torchvision has no backbone {backbone!r}{_nearest(backbone, list(backbone_names()))}")
+    return [] if backbone == DIGITS_NET else list(torchvision.models.get_model_weights(backbone).__members__)
 
 
 def available_backbones() -> list[str]:
@@ -70,12 +85,13 @@ def build_parts(
     except WeightsError as error:
         raise WeightsError(_in_python(str(error))) from error
     notes = tuple(map(_in_python, notes))
-    if head == "linear":
-        return Parts(model.backbone, model.head, name, notes)
     features = getattr(model.head, "in_features", None)
+    said = features if name not in backbone_names() else None
+    if isinstance(head, str) and head == "linear":
+        return Parts(model.backbone, model.head, name, said, notes)
     if not isinstance(features, int):
         raise TaskError(f"{name} ends with a convolution, and takes no other head than 'linear'")
-    return Parts(model.backbone, _head(head, features, num_classes), name, notes)
+    return Parts(model.backbone, _head(head, features, num_classes), name, said, notes)
 
 
 def _build(

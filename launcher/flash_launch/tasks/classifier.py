@@ -16,11 +16,20 @@ class Classifier(LightningModule):
         head: features (n, features) to logits (n, classes).
         num_classes: of the data.
         grey: whether the backbone takes grey images as they are; else they get three equal channels.
+        num_features: of the backbone, as the user says; None: not to be checked.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int, *, grey: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        *,
+        grey: bool = False,
+        num_features: int | None = None,
+    ) -> None:
         super().__init__()
-        self.num_classes, self._grey = num_classes, grey
+        self.num_classes, self._grey, self._num_features = num_classes, grey, num_features
         self.backbone, self.head = backbone, head
 
     def forward(self, images: Tensor) -> Tensor:
@@ -30,6 +39,11 @@ class Classifier(LightningModule):
         features: Tensor = self.backbone(images)
         if features.dim() == 4:  # of a backbone without its pool
             features = features.mean(dim=(2, 3))
+        if self._num_features is not None and features.shape[1:] != (self._num_features,):
+            raise TaskError(
+                f"the backbone {type(self.backbone).__name__} gives features of shape {tuple(features.shape)} for "
+                f"{len(images)} images, not ({len(images)}, {self._num_features}): give it with the right num_features"
+            )
         logits: Tensor = self.head(features)
         return logits
 

@@ -13,9 +13,19 @@ from torch.nn import functional
 
 from flash_launch.errors import TaskError
 from flash_launch.tasks import optimizer_choice
-from flash_launch.tasks.any_backbone import BACKBONES, Backbone, Head, available_backbones, build_parts
+from flash_launch.tasks.any_backbone import (
+    BACKBONES,
+    Backbone,
+    Head,
+    available_backbones,
+    available_weights,
+    build_parts,
+)
+from flash_launch.tasks.backbones import DIGITS_NET
+from flash_launch.tasks.classes import check_classes_of, class_count
 from flash_launch.tasks.classifier import Classifier
 from flash_launch.tasks.optimizer_choice import OptimizerSpec, SchedulerSpec
+from flash_launch.tasks.outputs import output_names
 from flash_launch.tasks.sample_mean import SampleMean
 from flash_strategies.registry import strategy_names
 from flash_strategies.reporting import NOTES, say
@@ -93,17 +103,20 @@ class ImageClassifier(Classifier):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         _check_saved(given)
-        count = _count(num_classes, labels, multi_label)
+        count = class_count(num_classes, labels, multi_label)
         if learning_rate is not None and not (isinstance(learning_rate, int | float) and learning_rate > 0):
             raise TaskError(f"learning_rate was given {learning_rate!r}: it must be above 0, or None")
         optimizer_choice.check_optimizer(optimizer)
         optimizer_choice.check_scheduler(lr_scheduler)
         parts = build_parts(backbone, backbone_kwargs or {}, head, count, pretrained)
-        super().__init__(parts.backbone, parts.head, count, grey=parts.name == "digits_net")
+        super().__init__(
+            parts.backbone, parts.head, count, grey=parts.name == DIGITS_NET, num_features=parts.num_features
+        )
         self.save_hyperparameters({name: _plain(value) for name, value in given.items()})
         self.labels = list(labels) if labels is not None else None
         self.multi_label, self.notes = multi_label, parts.notes
         self.optimizer_spec, self.scheduler_spec, self.learning_rate = optimizer, lr_scheduler, learning_rate
+        self._single_labels = not multi_label and loss_fn is None
         default: Loss = binary_cross_entropy_with_logits if multi_label else functional.cross_entropy
         self.losses = _named(default if loss_fn is None else loss_fn, "loss_fn")
         self._loss_modules = nn.ModuleList([loss for loss in self.losses.values() if isinstance(loss, nn.Module)])
@@ -129,6 +142,15 @@ class ImageClassifier(Classifier):
 
     # ---- training
 
+    def setup(self, stage: str) -> None:
+        """Look whether the data are of the classes that the task has.
+
+        Raises:
+            TaskError: more classes, others or in another order, or several labels per sample on one side alone.
+        """
+        if stage != "predict":
+            check_classes_of(getattr(self.trainer, "datamodule", None), self)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch, a tensor without dimensions."""
         return self._step(batch, "train")
@@ -144,8 +166,7 @@ class ImageClassifier(Classifier):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits (n, classes), float32, of images, or of a batch with targets."""
         images = batch if isinstance(batch, Tensor) else batch["input"] if isinstance(batch, Mapping) else batch[0]
-        logits: Tensor = self(images)
-        return logits.float()
+        return self._logits(images)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters, and its scheduler."""
@@ -161,9 +182,23 @@ class ImageClassifier(Classifier):
         """What finetuning strategies freeze and unfreeze: the backbone."""
         return self.backbone
 
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            return cast("Tensor", self(images)).float()
+        except AssertionError as error:  # of torchvision's and timm's transformers
+            raise TaskError(
+                f"the backbone {type(self.backbone).__name__} cannot take images of {tuple(images.shape[-2:])} pixels "
+                f"({error}): give the data transform_kwargs={{'image_size': ...}}"
+            ) from error
+
     def _step(self, batch: Batch, stage: str) -> Tensor:
         images, targets = (batch["input"], batch["target"]) if isinstance(batch, Mapping) else batch
-        logits = self(images).float()
+        if self._single_labels and targets.dim() != 1:
+            raise TaskError(
+                f"targets are of shape {tuple(targets.shape)}, and a task with one label per sample takes the numbers "
+                f"of {len(images)} classes: give ImageClassifier multi_label=True, or a loss_fn for such targets"
+            )
+        logits = self._logits(images)
         values = {name: loss(logits, targets) for name, loss in self.losses.items()}
         total = sum(values.values(), torch.zeros((), device=logits.device))
         if len(values) > 1:
@@ -219,6 +254,16 @@ class ImageClassifier(Classifier):
         return available_backbones()
 
     @staticmethod
+    def available_pretrained_weights(backbone: str) -> list[str]:
+        """Names that `pretrained` takes for a backbone of torchvision."""
+        return available_weights(backbone)
+
+    @staticmethod
+    def available_outputs() -> list[str]:
+        """Names that `output` of `Trainer.predict` takes."""
+        return list(output_names())
+
+    @staticmethod
     def available_optimizers() -> list[str]:
         """Names that `optimizer` takes."""
         return optimizer_choice.available_optimizers()
@@ -237,25 +282,6 @@ class ImageClassifier(Classifier):
 def binary_cross_entropy_with_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean over samples and classes; targets of any type."""
     return functional.binary_cross_entropy_with_logits(logits, targets.float())
-
-
-def _count(num_classes: object, labels: object, multi_label: bool) -> int:
-    """How many classes there are."""
-    if labels is not None:
-        if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(x, str) for x in labels):
-            raise TaskError(f"labels is {labels!r}: give a list with the name of each class")
-        if len(set(labels)) != len(labels):
-            raise TaskError(f"labels has the same name twice: {', '.join(labels)}")
-        if num_classes is not None and num_classes != len(labels):
-            raise TaskError(f"num_classes={num_classes} contradicts the {len(labels)} labels: leave num_classes out")
-        num_classes = len(labels)
-    if num_classes is None:
-        raise TaskError("how many classes? Give num_classes=..., or labels=..., as in labels=datamodule.labels")
-    low = 1 if multi_label else 2
-    if type(num_classes) is not int or num_classes < low:
-        hint = "" if multi_label else ": with one class alone there is nothing to learn"
-        raise TaskError(f"num_classes was given {num_classes!r}: it must be a whole number of {low} or more{hint}")
-    return num_classes
 
 
 def _default_metric(num_classes: int, multi_label: bool) -> Mapping[str, Callable[..., object]]:
