@@ -27,7 +27,7 @@ class Classifier(L.LightningModule):
         self.log("val_accuracy", right.float().mean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+        return torch.optim.AdamW(filter(lambda parameter: parameter.requires_grad, self.parameters()), lr=1e-3)
 
 
 def main() -> None:
