@@ -46,6 +46,12 @@ class RunSession:
         """Folder for what the next attempt resumes from; `flash-launch script` makes it."""
         return self.folder / "checkpoints"
 
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer start of the run has begun: this one must write no more checkpoints."""
+        numbers = [int(path.stem) for path in (self.folder / "attempts").glob("*.json") if path.stem.isdecimal()]
+        return max(numbers, default=0) > self.attempt
+
 
 def current_session() -> RunSession | None:
     """The run that this process is a rank of; None where flash-launch did not start it."""

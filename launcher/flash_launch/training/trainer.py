@@ -18,6 +18,7 @@ from flash_launch.errors import ConfigError, TaskError
 from flash_launch.tasks.outputs import convert, output_names
 from flash_launch.training.lightning_strategy import check_rebuildable, made_rebuildable, understood
 from flash_launch.training.predictions import NotedIndices, all_batches
+from flash_launch.training.script_stop import resumable
 from flash_strategies.errors import StrategyTypeError, StrategyValueError
 from flash_strategies.lightning import (
     FinetuningCallback,
@@ -103,7 +104,7 @@ class Trainer(pl.Trainer):
         self._check(model, callback)
         self._replace(callback)
         self._begin_anew()
-        super().fit(model, train_dataloader, val_dataloaders, datamodule, ckpt_path)
+        super().fit(model, train_dataloader, val_dataloaders, datamodule, resumable(self, ckpt_path))
 
     def fit(
         self,
@@ -132,7 +133,8 @@ class Trainer(pl.Trainer):
                 f"fit() is called, and the trainer is using a fine-tuning callback, {type(callback).__name__}: what it "
                 "freezes is frozen in this fit, too. Call finetune(), or use a new Trainer"
             )
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        start = resumable(self, ckpt_path)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, start, weights_only)
 
     def predict(
         self,

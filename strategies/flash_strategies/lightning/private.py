@@ -179,6 +179,36 @@ def before_each_fetch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     inner._on_before_fetch = _preceded(inner._on_before_fetch, action)  # type: ignore[method-assign]
 
 
+def before_each_iteration(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+    """Call `action` before an epoch begins to iterate over its loader, after all hooks of its start."""
+    inner = trainer.fit_loop.epoch_loop
+    inner.on_run_start = _preceded(inner.on_run_start, action)  # type: ignore[method-assign]
+
+
+def iterate_anew(trainer: pl.Trainer) -> None:
+    """Begin to iterate over the loader again, as Lightning did when the fit was set up."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    iter(fetcher)
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """Epochs of which nothing is left to do, schedules and logging included."""
+    return trainer.fit_loop.epoch_progress.current.completed
+
+
+def after_whole_epochs(trainer: pl.Trainer, action: Callable[[], None]) -> None:
+    """Call `action` when nothing of an epoch is left to do: a checkpoint begins with the next one."""
+    fit = trainer.fit_loop
+    plain = fit.on_advance_end
+
+    def wrapped() -> None:
+        plain()
+        action()
+
+    fit.on_advance_end = wrapped  # type: ignore[method-assign]
+
+
 def after_each_epoch(trainer: pl.Trainer, action: Callable[[], None]) -> None:
     """Call `action` when all hooks of an epoch's end have logged theirs, the task's own included."""
     plain = trainer._logger_connector.on_epoch_end
