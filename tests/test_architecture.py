@@ -87,6 +87,13 @@ def test_light_modules_import_nothing_heavy(name: str) -> None:
     assert not heavy
 
 
+def test_lightnings_two_names_are_one_before_users_code_is_loaded() -> None:
+    """The one import of ours with a side effect comes with what imports a user's classes, and with our callbacks."""
+    assert "flash_strategies.lightning.one_lightning" in reached("flash_launch.tasks.own")
+    first = next(imports(MODULES["flash_strategies.lightning"], at_import=True))
+    assert first == "flash_strategies.lightning.one_lightning"
+
+
 def test_schedules_are_pure() -> None:
     for name in of("flash_strategies", LIGHT_STRATEGIES):
         heavy = {found.split(".")[0] for found in imports(MODULES[name], at_import=False)} & HEAVY

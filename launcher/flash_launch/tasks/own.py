@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import flash_launch
-import flash_strategies
+import flash_strategies.lightning  # before a user's code: from then on Lightning's two names are one
 from flash_launch.errors import FlashLaunchError, TaskError
 
 __all__ = ["build_own", "load_class", "load_named", "users_code", "users_fault"]
