@@ -90,6 +90,7 @@ def test_light_modules_import_nothing_heavy(name: str) -> None:
 def test_lightnings_two_names_are_one_before_users_code_is_loaded() -> None:
     """The one import of ours with a side effect comes with what imports a user's classes, and with our callbacks."""
     assert "flash_strategies.lightning.one_lightning" in reached("flash_launch.tasks.own")
+    assert next(imports(MODULES["flash_launch.image"], at_import=True)) == "flash_strategies.lightning"
     first = next(imports(MODULES["flash_strategies.lightning"], at_import=True))
     assert first == "flash_strategies.lightning.one_lightning"
 

@@ -14,6 +14,9 @@ if not TYPE_CHECKING:  # else a type checker would take any name for one of ours
     def __getattr__(name: str) -> object:
         # when it is asked for: the command imports this package and must never import torch
         if name == "Trainer":
+            import flash_strategies.lightning  # noqa: F401 - before all that imports Lightning under one of its names
+
+            # isort: split
             from flash_launch.training.trainer import Trainer
 
             return Trainer

@@ -134,3 +134,18 @@ def test_one_of_the_two_is_installed(missing: tuple[str, ...], expected: str, tm
 def test_the_name_imported_first_stays(first: str) -> None:
     used = "lightning" if "lightning.pytorch" in first else "pytorch-lightning"
     assert python(first + USE).split()[0] == used
+
+
+@pytest.mark.slow
+def test_flashs_names_are_built_upon_what_the_user_imported() -> None:
+    code = """
+import lightning as L
+import flash_launch as flash
+from flash_launch.image import ImageClassifier
+from flash_launch.core.finetuning import FlashBaseFinetuning
+assert issubclass(flash.Trainer, L.Trainer)
+assert issubclass(ImageClassifier, L.LightningModule)
+assert issubclass(FlashBaseFinetuning, L.Callback)
+print(L.Trainer.__module__)
+"""
+    assert python(code) == "lightning.pytorch.trainer.trainer"
