@@ -107,7 +107,7 @@ def test_images_in_memory(made: Callable[[list[int]], ImageClassificationData]) 
 
 
 def test_a_csv_file_and_a_table(images: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("id,name,wings,legs\n0,fly,1,1\n1.png,ant,0,1\n2,worm,0,0\n")
+    (tmp_path / "list.csv").write_text("id,name,wings,legs\n0,fly,1.0,1\n1.png,ant,0,1\n2,worm,0,0\n")
     one = ImageClassificationData.from_csv("id", "name", train_file=tmp_path / "list.csv", **SIZE)
     assert one.labels == ["ant", "fly", "worm"]
     assert sorted(loaded(one.train_dataloader())) == [(0, 1), (1, 0), (2, 2)]
@@ -129,6 +129,25 @@ def test_a_csv_file_and_a_table(images: list[Path], tmp_path: Path) -> None:
     )
     assert sorted(loaded(frame.train_dataloader())) == [(3, 0), (4, 1)]
     assert loaded(frame.predict_dataloader()) == [(5, None), (4, None)]
+
+
+class LikePandas:
+    """Its columns and their values are arrays, which are neither true nor false."""
+
+    columns = numpy.array(["id", "kind"])
+
+    def __getitem__(self, name: str) -> numpy.ndarray:
+        return {"id": numpy.array(["1.png", "2.png"], object), "kind": numpy.array([1, 0])}[name]
+
+
+def test_a_data_frame_of_another_library(images: list[Path], tmp_path: Path) -> None:
+    data = ImageClassificationData.from_data_frame(
+        "id", "kind", train_data_frame=LikePandas(), train_images_root=tmp_path, **SIZE
+    )
+    assert (data.labels, data.num_classes) == (None, 2)
+    assert sorted(loaded(data.train_dataloader())) == [(1, 1), (2, 0)]
+    with pytest.raises(DataError, match=r"train_data_frame has no column 'kinds'; did you mean 'kind'\?"):
+        ImageClassificationData.from_data_frame("id", "kinds", train_data_frame=LikePandas(), **SIZE)
 
 
 def test_faults_of_tables(images: list[Path], tmp_path: Path) -> None:
@@ -200,6 +219,30 @@ def test_training_is_mirrored_by_seed_and_epoch_and_evaluation_is_not(tmp_path: 
     assert mirrored(0) != mirrored(1)
     ((pixels, _),) = data.val_dataloader()
     assert pixels[0, 0, :, 0].tolist() == [1.0] * 4
+
+
+def test_loader_processes_give_what_the_process_that_trains_would() -> None:
+    picture = numpy.zeros((3, 4, 4), numpy.uint8)
+    picture[:, :, 0] = 255
+
+    def epochs(**options: object) -> list[torch.Tensor]:
+        data = ImageClassificationData.from_numpy([picture] * 8, list(range(8)), **SIZE, **options)
+        loader, found = data.train_dataloader(), []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            found += [part for batch in loader for part in batch]
+        return found
+
+    alone, process = epochs(), epochs(num_workers=1, persistent_workers=True)
+    assert len(alone) == len(process) == 16
+    assert all(torch.equal(a, b) for a, b in zip(alone, process, strict=True))
+
+
+def test_fewer_images_than_ranks_are_refused_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageClassificationData, "rank_and_world", (0, 2))
+    data = ImageClassificationData.from_numpy(predict_data=SHADES[:1], **SIZE)
+    with pytest.raises(DataError, match="1 image to predict on cannot be spread over 2 ranks"):
+        data.predict_dataloader()
 
 
 def test_a_transform_of_the_users_own(images: list[Path]) -> None:

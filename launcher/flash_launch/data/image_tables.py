@@ -1,5 +1,6 @@
 """Images and targets listed in a table: a CSV file, or a data frame of any library."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -14,6 +15,9 @@ __all__ = ["Frame", "Resolver", "split_of_csv", "split_of_frame"]
 
 Resolver = Callable[[Path, object], str | Path]
 """From the folder of the images and what stands in the table to the file of an image."""
+
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 
 
 class Frame(Protocol):
@@ -32,7 +36,7 @@ def split_of_csv(
 ) -> tuple[Split, tuple[str, ...]]:
     """What a CSV file lists, and how it was read, a sentence each; see `split_of_frame`.
 
-    Columns of targets that hold whole numbers alone are read as numbers.
+    Columns of targets that hold numbers alone are read as numbers.
 
     Raises:
         DataError: a file that cannot be read; see read_table and split_of_frame.
@@ -42,8 +46,8 @@ def split_of_csv(
     columns: dict[str, list[object]] = {}
     for name in dict.fromkeys(table.columns):
         cells = table.column(name)
-        numbers = name in targets and all(cell.removeprefix("-").isdecimal() for cell in cells)
-        columns[name] = [int(cell) for cell in cells] if numbers else list(cells)
+        numbers = name in targets and all(map(_NUMBER.fullmatch, cells))
+        columns[name] = [float(cell) for cell in cells] if numbers else list(cells)
     for name in (input_field, *targets):
         if table.columns.count(name) > 1:
             raise DataError(f"{file} has {table.columns.count(name)} columns {name}: leave one of them")
@@ -105,7 +109,8 @@ def _columns(target_fields: object, stage: str) -> tuple[str, ...]:
 
 
 def _column(frame: Frame, field: str, name: str) -> list[object]:
-    names = list(map(str, getattr(frame, "columns", None) or _keys(frame)))
+    columns = getattr(frame, "columns", None)
+    names = list(map(str, _keys(frame) if columns is None else columns))
     if field not in names:
         raise DataError(f"{name} has no column {field!r}{nearest(field, names)}. It has {', '.join(names) or 'none'}")
     return [getattr(value, "item", lambda value=value: value)() for value in frame[field]]

@@ -136,6 +136,11 @@ class SplitData(RunData):
     def _eval_loader(self, dataset: ImageSamples | None) -> DealtLoader:
         assert dataset is not None
         rank, world_size = self.rank_and_world
+        if len(dataset) < world_size:
+            raise DataError(
+                f"{len(dataset)} image{'s' * (len(dataset) != 1)} to {dataset.stage} on cannot be spread over "
+                f"{world_size} ranks, of which each needs one at least: give more images, or use fewer ranks"
+            )
         return eval_loader(dataset, len(dataset), self.batch_size, rank, world_size, **self._loading())
 
     def _loading(self) -> dict[str, object]:
