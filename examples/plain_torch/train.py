@@ -33,10 +33,10 @@ def main() -> None:
     finetuner = Finetuner(task, ("freeze_unfreeze", 2), max_epochs=EPOCHS)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)
-    model = finetuner.ddp(optimizer, [scheduler])
-    for epoch in range(EPOCHS):
+    finetuner.ddp(optimizer, [scheduler])
+    for epoch in finetuner.epochs():
+        model = finetuner.model
         sampler.set_epoch(epoch)
-        model = finetuner.begin_epoch(epoch)
         right = torch.zeros(1)
         for images, labels in loader:
             logits = model(images)
@@ -47,7 +47,6 @@ def main() -> None:
             finetuner.after_step()
             right += (logits.argmax(dim=1) == labels).sum()
         scheduler.step()
-        finetuner.end_epoch()
         dist.all_reduce(right)
         if dist.get_rank() == 0:
             print(

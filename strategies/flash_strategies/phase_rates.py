@@ -60,7 +60,7 @@ class PhaseRates:
             first = transitions.first_shares.get(phase.name, rate.first_share(1.0))
             then, now = (rate.share(first, phase.first_epoch, one) for one in (epoch - 1, epoch))
             if rate.align and then < now == 1:
-                say(f"epoch {epoch}: what phase {phase.name} unfroze has reached the head's learning rate")
+                say(f"epoch {epoch}: the learning rate of what phase {phase.name} unfroze has reached the head's")
 
     def _rated(self, epoch: int) -> Iterator[tuple[Phase, list[str]]]:
         """Phases up to an epoch that have a rate, each with the names that trained ever since it unfroze them."""

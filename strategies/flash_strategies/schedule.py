@@ -73,6 +73,9 @@ What = Nothing | Everything | LastLayers | Matching
 class Phase:
     """A stretch of training in which one fixed part of the backbone trains.
 
+    What a phase unfreezes trains with the learning rate of its param group, or with the phase's `rate`: a share of the
+    head's rate, ramped per epoch, to which a scheduler's factor applies as to the head's; see Rate.
+
     Raises:
         StrategyTypeError: a field of the wrong type.
         StrategyValueError: an empty name, or a negative epoch.
