@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from stopping import whole_stopped_and_resumed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -161,6 +162,11 @@ def main() -> None:
             there = folder / f"{other}:{strategy}"
             if there.exists():
                 results[f"{setup}:{strategy} from {other}"] = resumed(setup, strategy, there, 0, by="load")
+    setup = cases[0][0]
+    results["stopping"] = whole_stopped_and_resumed(lambda: accelerator_of(setup), data(), folder / "run")
+    results["imported"] = [
+        name for name in ("deepspeed", "wandb", "pytorch_lightning", "lightning") if name in sys.modules
+    ]
     torch.save(results, folder / f"{rank}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
