@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
-from pytorch_lightning.utilities.types import LRSchedulerConfig
+from pytorch_lightning.utilities.types import STEP_OUTPUT, LRSchedulerConfig
 from torch import nn
 from torch.optim import Optimizer
 
@@ -118,6 +119,8 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     transition_engine: Zero12Engine | None = None
     _resumed_from: _PATH = ""
     _evaluated: deepspeed_private.DeepSpeedEngine | None = None
+    _passes_missing = 0
+    _last_pass: tuple[tuple[object, ...], dict[str, object]] = ((), {})
 
     def __init__(self, config: Mapping[str, object], *, complete: Complete | None = None, **kwargs: object) -> None:
         """Take a DeepSpeed configuration.
@@ -293,6 +296,32 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     def load_engine_state(self) -> None:
         """Read weights, masters and moments into an engine whose groups are those of the checkpoint."""
         super().load_checkpoint(self._resumed_from)
+
+    def on_predict_start(self) -> None:
+        """Agree on the number of forward passes: at stage 3 each of them gathers weights from all ranks."""
+        super().on_predict_start()
+        self._passes_missing = 0
+        task = self.lightning_module
+        if not self.zero_stage_3 or task is None or self.world_size == 1:
+            return
+        batches = sum(task.trainer.num_predict_batches)
+        counts = [batches] * self.world_size
+        dist.all_gather_object(counts, batches)
+        if max(counts) != float("inf"):
+            self._passes_missing = int(max(counts) - batches)
+
+    def predict_step(self, *args: object, **kwargs: object) -> STEP_OUTPUT:
+        """One batch."""
+        self._last_pass = (args, kwargs)
+        return super().predict_step(*args, **kwargs)
+
+    def on_predict_end(self) -> None:
+        """Take part in what ranks with more batches gather; the results are of no use."""
+        for _ in range(self._passes_missing):
+            args, kwargs = self._last_pass
+            super().predict_step(*args, **kwargs)
+        self._passes_missing, self._last_pass = 0, ((), {})
+        super().on_predict_end()
 
     def adopt_new_wrapper(self) -> None:
         """Tell Lightning of the ZeRO wrapper that a transition built."""
