@@ -36,8 +36,6 @@ def test_the_guide_as_it_is_printed(case: Case, suites: Suites) -> None:
         assert all(word in line for word, line in zip(words, block.warned, strict=True)), name
 
 
-
-
 def test_only_import_lines_differ_from_the_print() -> None:
     """The statements of the guide's five blocks, in their order."""
     tree = ast.parse(GUIDE.read_text(encoding="utf-8"))

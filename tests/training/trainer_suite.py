@@ -152,7 +152,10 @@ def run_case(name: str) -> dict[str, object]:
         "strategy": type(trainer.strategy).__name__,
         "digests": [sum(float(w.double().sum()) for w in step.values()).hex() for step in first],
         "frozen moved": [
-            n for i, trains in enumerate(TRAINS) for n in ALL - trains if not _same(n, first, i * STEPS, (i + 1) * STEPS)
+            n
+            for i, trains in enumerate(TRAINS)
+            for n in ALL - trains
+            if not _same(n, first, i * STEPS, (i + 1) * STEPS)
         ],
         "unmoved": [n for i, trains in enumerate(TRAINS) for n in trains if _same(n, first, i * STEPS, i * STEPS + 1)],
         "held": [held[i * STEPS] == trains for i, trains in enumerate(TRAINS)],

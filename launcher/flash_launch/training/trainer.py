@@ -17,7 +17,7 @@ from pytorch_lightning.strategies import Strategy
 from flash_launch.errors import ConfigError, TaskError
 from flash_launch.tasks.outputs import convert, output_names
 from flash_launch.training.lightning_strategy import check_rebuildable, made_rebuildable, understood
-from flash_launch.training.predictions import NotedIndices, all_batches
+from flash_launch.training.predictions import Indices, NotedIndices, all_batches
 from flash_launch.training.script_stop import resumable
 from flash_strategies.errors import StrategyTypeError, StrategyValueError
 from flash_strategies.lightning import (
@@ -27,8 +27,9 @@ from flash_strategies.lightning import (
     finetuning_callback,
     private,
 )
-from flash_strategies.registry import DEEPSPEED_SUFFIX, StrategySpec
+from flash_strategies.registry import DEEPSPEED_SUFFIX, StrategySpec, with_rate
 from flash_strategies.reporting import on_rank_zero
+from flash_strategies.schedule import Rate
 from flash_strategies.up_to_end import UpToEnd
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Trainer(pl.Trainer):
         strategy: object = "no_freeze",
         train_bn: bool = True,
         *,
+        rate: Rate | None = None,
         ckpt_path: str | Path | None = None,
     ) -> None:
         """Train a model, with parts of it frozen and unfrozen as a strategy says.
@@ -92,6 +94,7 @@ class Trainer(pl.Trainer):
             strategy: a name ("freeze"), a pair (("freeze_unfreeze", 7)), a strategy object, or a finetuning callback.
                 A transition past the last epoch is never made, which is warned of.
             train_bn: keep the batch norms of what is frozen trainable; a callback decides by itself.
+            rate: the learning rate of what the strategy unfreezes, where it is not the head's; not for callbacks.
             ckpt_path: resume the fit that this checkpoint was saved in.
 
         Raises:
@@ -100,7 +103,7 @@ class Trainer(pl.Trainer):
             SetupError: an engine that cannot be rebuilt, or not the one that a `_deepspeed` name asks for.
             TaskError: a model that optimizes by hand.
         """
-        callback = self._finetuning_callback(model, strategy, train_bn)
+        callback = self._finetuning_callback(model, strategy, train_bn, rate)
         self._check(model, callback)
         self._replace(callback)
         self._begin_anew()
@@ -185,7 +188,7 @@ class Trainer(pl.Trainer):
         task = model or self.lightning_module
         labels, multi_label = getattr(task, "labels", None), bool(getattr(task, "multi_label", False))
         loaders = [found] if self.predict_loop.num_dataloaders == 1 else found
-        indices = noted.of_loaders or [[] for _ in loaders]
+        indices = noted.of_loaders or [Indices() for _ in loaders]
         results = [
             all_batches(convert(batches, output, labels, multi_label), where)
             for batches, where in zip(loaders, indices, strict=True)
@@ -199,7 +202,9 @@ class Trainer(pl.Trainer):
         callbacks: list[Callback] = self.callbacks
         return callbacks
 
-    def _finetuning_callback(self, model: pl.LightningModule, strategy: object, train_bn: bool) -> FinetuningCallback:
+    def _finetuning_callback(
+        self, model: pl.LightningModule, strategy: object, train_bn: bool, rate: Rate | None
+    ) -> FinetuningCallback:
         configure: Callable[..., object] | None = getattr(model, "configure_finetune_callback", None)
         if configure is not None:  # Flash's hook of a task
             given = configure(strategy=strategy, train_bn=train_bn)
@@ -214,7 +219,7 @@ class Trainer(pl.Trainer):
                 "unfreezing leaves ranks with different weights. Derive it from "
                 "flash_launch.core.finetuning.FlashBaseFinetuning, which has the same methods to override"
             )
-        return finetuning_callback(strategy, train_bn=train_bn)
+        return finetuning_callback(strategy if rate is None else with_rate(strategy, rate), train_bn=train_bn)
 
     def _check(self, model: pl.LightningModule, callback: FinetuningCallback) -> None:
         if not model.automatic_optimization:
