@@ -27,9 +27,9 @@ from flash_strategies.lightning import (
     finetuning_callback,
     private,
 )
+from flash_strategies.rate import Rate
 from flash_strategies.registry import DEEPSPEED_SUFFIX, StrategySpec, with_rate
 from flash_strategies.reporting import on_rank_zero
-from flash_strategies.schedule import Rate
 from flash_strategies.up_to_end import UpToEnd
 
 if TYPE_CHECKING:

@@ -313,7 +313,8 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
     def predict_step(self, *args: object, **kwargs: object) -> STEP_OUTPUT:
         """One batch."""
         self._last_pass = (args, kwargs)
-        return super().predict_step(*args, **kwargs)
+        output: STEP_OUTPUT = super().predict_step(*args, **kwargs)
+        return output
 
     def on_predict_end(self) -> None:
         """Take part in what ranks with more batches gather; the results are of no use."""
