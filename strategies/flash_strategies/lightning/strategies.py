@@ -134,15 +134,14 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         private.check_version()
         deepspeed_private.check_version()
         super().__init__(config=_without_accumulation(config), **kwargs)  # type: ignore[arg-type]
-        self._given, self._complete = dict(config), complete
+        self._given, self.complete = dict(config), complete
 
     @classmethod
-    def of(cls, strategy: DeepSpeedStrategy, *, complete: Complete | None = None) -> FinetuningDeepSpeedStrategy:
+    def of(cls, strategy: DeepSpeedStrategy) -> FinetuningDeepSpeedStrategy:
         """Lightning's strategy, configured as it is, made one that transitions can rebuild.
 
         Args:
             strategy: of Lightning's own class, or already one of these; not to be used any more.
-            complete: as for the class; None: its configuration is taken as it is.
 
         Raises:
             TransitionError: a subclass, whose changes would be lost.
@@ -155,7 +154,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
                 "strategy='deepspeed_stage_2', or derive it from "
                 "flash_strategies.lightning.FinetuningDeepSpeedStrategy"
             )
-        ours = cls(strategy.config, complete=complete)
+        ours = cls(strategy.config)
         vars(ours).update({name: value for name, value in vars(strategy).items() if name != "config"})
         return ours
 
@@ -175,7 +174,7 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         """
         if private.fits(model.trainer):
             self._take_down(model)
-        self.config = _without_accumulation(self._given if self._complete is None else self._complete(model))
+        self.config = _without_accumulation(self._given if self.complete is None else self.complete(model))
         self._config_initialized = False  # Lightning adds the numbers of the Trainer and the task in `setup`
         super().connect(model)
         check_copies(averaged_copy(model), self._holding())
