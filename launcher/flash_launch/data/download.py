@@ -91,8 +91,9 @@ def _unpack(archive: Path, folder: Path) -> None:
                         return
                     tarred.extractall(inside, filter="data")
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(
-                f"{archive} cannot be unpacked ({str(error).splitlines()[0]}): if it is damaged, delete it and call download_data again"
+                f"{archive} cannot be unpacked ({why}): if it is damaged, delete it and call download_data again"
             ) from error
         _move_in(inside, folder)
 
