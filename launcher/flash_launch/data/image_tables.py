@@ -81,6 +81,8 @@ def split_of_frame(
     name = name or f"{stage}_data_frame"
     folder = Path(root or ".").expanduser()
     ids = _column(frame, input_field, name)
+    fields = _columns(target_fields, stage)
+    columns = [_column(frame, field, name) for field in fields]
     if resolver is None:
         listed: dict[Path, dict[str, list[Path]]] = {}
         paths: list[Path] = [_resolved(folder, str(one).strip(), name, listed) for one in ids]
@@ -89,10 +91,8 @@ def split_of_frame(
     check_paths(paths, name)
     if stage == "predict":
         return Split(paths)
-    fields = _columns(target_fields, stage)
     if not fields:
         raise DataError(f"{name} needs target_fields: the column of the targets, or a list of columns, one per class")
-    columns = [_column(frame, field, name) for field in fields]
     if isinstance(target_fields, str):
         return Split(paths, columns[0])
     return Split(paths, [list(row) for row in zip(*columns, strict=True)])
