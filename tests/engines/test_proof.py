@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import pytest
 from engine_cases import ALARMS, CALM, LINKED, SCALE, Case
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from conftest import Suites
@@ -48,6 +50,8 @@ MOVED = {
 
 @pytest.mark.parametrize("case", CALM, ids=lambda case: case.name)
 def test_what_is_right_raises_no_alarm(case: Case, suites: Suites) -> None:
+    if case.arguments == ("zero3", "overflow") and Version(metadata.version("deepspeed")) < Version("0.19"):
+        pytest.skip("before 0.19, DeepSpeed looks for an overflow at stage 3 in fp16 only, which needs a GPU")
     for rank in suites.result(case.suite, case.world_size, case.name):
         moved, later = set(rank["moved"]), set(rank["moved_later"])
         if case.arguments[1] == "ones_bf16":  # the bias moves, the weight cannot

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from lightning_checkpoint_suite import SAVED, STRATEGY, Case, Save, Task, run_case, trainer_on
+from pytorch_lightning.strategies import DeepSpeedStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 
 from flash_strategies.errors import CheckpointError
@@ -115,3 +116,19 @@ def test_a_fit_that_is_over_has_the_checkpoints_weights(monkeypatch: pytest.Monk
         callback._saved = saved  # type: ignore[assignment]
         callback.on_fit_end(SimpleNamespace(strategy=strategy), Task())  # type: ignore[arg-type]
     assert loaded == ["weights"]
+
+
+def test_at_stage_3_another_engine_than_a_fits_writes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = FinetuningDeepSpeedStrategy({"zero_optimization": {"stage": 3}})
+    written: list[object] = []
+    monkeypatch.setattr(DeepSpeedStrategy, "save_checkpoint", lambda *args: written.append(args[2]))
+    fitted, other = object(), object()
+    strategy.transition_engine = SimpleNamespace(engine=fitted)  # type: ignore[assignment]
+    strategy.model = other  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match=r"Call save_checkpoint\(\) before them"):
+        strategy.save_checkpoint({}, tmp_path / "a")
+    strategy.model = fitted  # type: ignore[assignment]
+    strategy.save_checkpoint({}, tmp_path / "b")
+    assert written == [tmp_path / "b"]

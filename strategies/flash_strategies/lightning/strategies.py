@@ -30,7 +30,7 @@ from flash_strategies.engines.base import Engine
 from flash_strategies.engines.ddp import DDPEngine
 from flash_strategies.engines.zero3 import Zero3Engine
 from flash_strategies.engines.zero12 import Zero12Engine
-from flash_strategies.errors import TransitionError
+from flash_strategies.errors import CheckpointError, TransitionError
 from flash_strategies.lightning import private
 from flash_strategies.lightning.checkpoint import check_kind, client_state
 from flash_strategies.parameter_checks import (
@@ -282,6 +282,20 @@ class FinetuningDeepSpeedStrategy(DeepSpeedStrategy):
         state = deepspeed_private.whole_weights(str(folder)) if self.is_global_zero else {}
         task = self.lightning_module
         self._restore_zero_state({"state_dict": state}, strict=task is None or task.strict_loading)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: object = None) -> None:
+        """As Lightning's: DeepSpeed's folder, which the engine writes.
+
+        Raises:
+            CheckpointError: at stage 3, the engine is not that of a fit, and cannot write one.
+        """
+        fitted = self.transition_engine.engine if self.transition_engine is not None else None
+        if self.zero_stage_3 and cast(object, self.deepspeed_engine) is not fitted:
+            raise CheckpointError(
+                f"{filepath} is not written: at ZeRO-3 the engine of a fit writes checkpoints, and validate, test or "
+                "predict has built another one since. Call save_checkpoint() before them, after finetune() or fit()"
+            )
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_weights(self) -> None:
         """Read the weights alone, and buffers, from where the fit resumes."""
