@@ -292,3 +292,22 @@ exec {site.sshd.ssh} "$@"
     assert code == 1, out
     assert "h2 never began: connect to host h2: Connection refused" in out
     assert site.gone(5)
+
+
+@pytest.mark.slow
+def test_a_script_stops_and_resumes(site: Site) -> None:
+    shutil.copy(Path(__file__).parents[1] / "script/any_loop.py", site.folder)
+    options = ("--accelerator", "cpu", "--wandb", "offline", "--timeout", "60", "--output-dir", "run")
+    site.pause(0.5)
+    command = site.start("script", "--hosts", "h1,h2", *options, "any_loop.py", SAID)
+    at = [site.folder / f"run/at{rank}" for rank in range(2)]
+    SshdHosts.wait(lambda: all(map(Path.exists, at)) or command.poll() is not None, 120, "the first step")
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(120) == 75, command.communicate()[0]
+    code, out = site.run("resume", "run")
+    assert code == 0, out
+    log = (site.folder / "run/logs/node1_rank1.log").read_text()
+    assert [f"rank 1 of attempt {attempt}, {[SAID]}" in log for attempt in (1, 2)] == [True, True]
+    assert not any(
+        KEY in path.read_text(errors="replace") for path in (site.folder / "run").rglob("*") if path.is_file()
+    )

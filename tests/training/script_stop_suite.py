@@ -34,7 +34,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The setup, for `run_case`."""
+        """The setup, for `run_case`; `lightning` is Lightning's own Trainer, without finetuning."""
         return self.setup
 
 
@@ -70,26 +70,31 @@ class StopAt(pl.Callback):
 
 
 def train(setup: str, stop_at: int = -1) -> tuple[object, Task]:
-    """Two calls of finetune, as one start of a script makes them; the exit code, and the task."""
+    """A fit, as one start of a script makes it; the exit code, and the task."""
     script_stop._calls = itertools.count(1)
     run_session._stop.clear()
     torch.manual_seed(5 + int(os.environ["RANK"]))
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(40, 6, generator=generator), torch.randint(0, 3, (40,), generator=generator))
     task = Task()
-    trainer = flash.Trainer(
+    plain = setup == "lightning"
+    trainer = (pl.Trainer if plain else flash.Trainer)(
         max_epochs=EPOCHS,
         accelerator="cpu",
         devices=int(os.environ["LOCAL_WORLD_SIZE"]),
-        strategy=setup,
+        strategy="ddp" if plain else setup,
         callbacks=[StopAt(stop_at)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
     try:
-        trainer.finetune(task, DataLoader(data, batch_size=BATCH, shuffle=True), strategy=("freeze_unfreeze", 1))
+        if plain:
+            trainer.fit(task, loader, ckpt_path=script_stop.resumable(trainer, None))
+        else:
+            trainer.finetune(task, loader, strategy=("freeze_unfreeze", 1))
     except SystemExit as end:
         return end.code, task
     return 0, task

@@ -10,7 +10,7 @@ from script_stop_suite import STOPS, Case
 if TYPE_CHECKING:
     from conftest import Suites
 
-CASES = [Case(2, "ddp"), pytest.param(Case(2, "zero2"), marks=pytest.mark.slow)]
+CASES = [Case(2, "ddp"), *(pytest.param(Case(2, setup), marks=pytest.mark.slow) for setup in ("zero2", "lightning"))]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -19,4 +19,7 @@ def test_a_stopped_fit_ends_as_the_unstopped_one(case: Case, suites: Suites) -> 
         assert isinstance(found, dict)
         for when, (_, steps) in STOPS.items():
             assert found[when] == (75, steps, 0, True, [], ["fit1_0002_"]), when
-            assert found[f"over: {when}"] == (0, [], []), f"a third start after the stop at {when} has nothing to do"
+            code, seen, differing = found[f"over: {when}"]
+            if case.setup == "lightning":  # whose checkpoint has one rank's statistics
+                differing = [name for name in differing if "running_" not in name]
+            assert (code, seen, differing) == (0, [], []), f"a third start after the stop at {when} has nothing to do"
