@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BaseFinetuning, EarlyStopping
+from pytorch_lightning.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +22,7 @@ import flash_launch as flash
 from flash_launch.core import finetuning
 from flash_launch.errors import ConfigError, TaskError
 from flash_strategies import FlashBaseFinetuning, StrategyTypeError, StrategyValueError
+from flash_strategies.lightning import FinetuningCallback
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,14 @@ class Trainable(pl.Callback):
             self.seen.append(" ".join(n for n in layers if pl_module.get_submodule(n).weight.requires_grad))
 
 
-def trainer(epochs: int = 1, **options: object) -> flash.Trainer:
+def trainer(epochs: int = 1, *, checkpoints: bool = False, **options: object) -> flash.Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     return flash.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=checkpoints,
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
@@ -297,3 +299,33 @@ def test_a_task_that_optimizes_by_hand_is_refused() -> None:
     task.automatic_optimization = False
     with pytest.raises(TaskError, match="optimizes by hand"):
         trainer().finetune(task, LOADER)
+
+
+class Logs(Task):
+    """Logs its loss."""
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+
+def test_a_second_call_begins_with_callbacks_as_the_trainer_was_given_them(tmp_path: Path) -> None:
+    stop = EarlyStopping("loss", patience=1, min_delta=100.0, check_on_train_epoch_end=True)
+    best, watch = ModelCheckpoint(tmp_path, monitor="loss", filename="best"), Trainable()
+    found, task, kept = trainer(6, callbacks=[stop, best, watch], checkpoints=True), Logs(), []
+    for strategy in ("no_freeze", "freeze", FlashFreeze("layer")):
+        found.finetune(task, LOADER, strategy=strategy)
+        assert (found.current_epoch, stop.stopped_epoch) == (2, 1)  # as patience says, each time
+        kept.append(best.best_model_path)
+        assert [one for one in found.callbacks if isinstance(one, FinetuningCallback)] == [found.callbacks[0]]
+    assert watch.seen == [ALL] * 2 + [HEAD] * 2 + ["layer1 layer2"] * 2
+    assert len(set(kept)) == 3
+    assert all(Path(path).is_file() for path in kept)
+
+
+class FlashFreeze(FlashBaseFinetuning):
+    """Freezes."""
+
+    def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: object, opt_idx: int) -> None:
+        """Unfreezes nothing."""

@@ -54,12 +54,12 @@ def all_batches(batches: list[list[object]], indices: Indices) -> list[list[obje
         batches: of this rank, an item for each sample.
         indices: of this rank; where they are not known, the ranks' batches follow one another.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return batches
     known = [len(batch) for batch in batches] == [len(batch) for batch in indices.batches]
     mine = (batches, indices.batches if known else None)
-    found: list[tuple[list[list[object]], Sequence[Sequence[int]] | None]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    found: list[tuple[list[list[object]], Sequence[Sequence[int]] | None]] = [mine] * world_size
+    if world_size > 1:
+        dist.all_gather_object(found, mine)
     by_position: dict[int, object] = {}
     for items, positions in found:
         if positions is None:
