@@ -18,6 +18,7 @@ for epoch in range(4):
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ from flash_strategies.phase_rates import PhaseRates
 from flash_strategies.phases import find_handover, phase_at, resolve_phases
 from flash_strategies.rate import Rate
 from flash_strategies.registry import parse_strategy, with_rate
-from flash_strategies.reporting import say
+from flash_strategies.reporting import say, transition_line
 from flash_strategies.resumption import Resumption, skipped
 from flash_strategies.run_session import current_session
 from flash_strategies.schedulers import Scheduler
@@ -110,6 +111,7 @@ class Finetuner:
         self._in_ddp = False
         self._transitions: Transitions | None = None
         self._steps = 0
+        self._unsaid: tuple[TransitionReport, int, int] | None = None
         self._max_epochs = max_epochs
         self._resumption: Resumption | None = None
 
@@ -219,7 +221,10 @@ class Finetuner:
         resolved = phase_at(self.phases, epoch)
         if not self.transitions.trains(resolved.selection.trainable):
             rates = self._rates.at_unfreeze(self.transitions, epoch)
-            self.transitions.move(resolved.phase.name, resolved.selection.trainable, step=self._steps, lr=rates)
+            report = self.transitions.move(
+                resolved.phase.name, resolved.selection.trainable, step=self._steps, lr=rates
+            )
+            self._unsaid = (report, epoch, len(resolved.selection.layers))
         self._rates.begin_epoch(self.transitions, epoch)
         self.transitions.hold(resolved.selection.held)
         return self._model
@@ -253,6 +258,11 @@ class Finetuner:
         """
         self._steps += 1
         self.transitions.after_step()
+        if self._unsaid is not None:
+            (report, epoch, layers), self._unsaid = self._unsaid, None
+            engine = self.transitions.engine
+            total = sum(math.prod(engine.shape(name)) for name in engine.parameters)
+            say(transition_line(report, epoch=epoch, total=total, layers=layers, held=engine.state_bytes()))
 
     def end_epoch(self) -> str:
         """Make buffers equal over the ranks (statistics are averaged) and prove the ranks equal; the digest, in hex.

@@ -199,3 +199,19 @@ def test_the_commands_callback_has_them(options: dict[str, object], wanted: list
     assert [task.rates[epoch] for epoch in range(EPOCHS)] == [
         tuple(rate if rate is None else pytest.approx(rate, rel=1e-12) for rate in rates) for rates in wanted
     ]
+
+
+def test_a_loop_reports_its_transitions_with_their_rates() -> None:
+    report = logging.getLogger("flash_strategies.report")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    report.addHandler(handler)
+    try:
+        through_plain(Task(), *rated())
+    finally:
+        report.removeHandler(handler)
+    assert [line.partition(" layers")[0] for line in lines] == [
+        "epoch 2: phase unfrozen, 4 -> 25 trainable parameters of 25, unfrozen at learning rate 0.01, 2",
+        "epoch 4: the learning rate of what phase unfrozen unfroze has reached the head's",
+    ]

@@ -72,9 +72,7 @@ class FinetuningCallback(pl.Callback):
 
     @abstractmethod
     def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], Rates]:
-        """(phase name, names of all that trains, learning rates of what is unfrozen by name) in an epoch that starts.
-
-        Without a rate, what is unfrozen takes its param group's.
+        """(phase name, names of all that trains, rates of what is unfrozen by name, if any) in an epoch that starts.
 
         Args:
             task: whose parameters are named.
@@ -311,7 +309,6 @@ class ScheduledFinetuning(FinetuningCallback):
         self.spec = parse_strategy(strategy if rate is None else with_rate(strategy, rate))
         self.train_bn = train_bn
         self.phases: tuple[ResolvedPhase, ...] = ()
-        self._rates: PhaseRates
 
     def prepare(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         """Resolve all phases and freeze what the first does not train."""
@@ -333,8 +330,7 @@ class ScheduledFinetuning(FinetuningCallback):
     def wanted(self, task: pl.LightningModule, epoch: int) -> tuple[str, Collection[str], Rates]:
         """As the phase of the epoch says."""
         resolved = phase_at(self.phases, epoch)
-        rates = self._rates.at_unfreeze(self.transitions, epoch)
-        return resolved.phase.name, resolved.selection.trainable, rates
+        return resolved.phase.name, resolved.selection.trainable, self._rates.at_unfreeze(self.transitions, epoch)
 
     def ramp(self, epoch: int) -> None:
         """As the phases say that unfroze it."""
