@@ -9,7 +9,7 @@ from flash_launch.errors import ConfigError
 __all__ = ["REFUSED", "TAKEN", "callback_specs", "check_trainer", "class_name", "given", "logger_specs"]
 
 TAKEN = (
-    *("logger", "callbacks", "min_epochs", "min_steps", "max_time", "check_val_every_n_epoch", "num_sanity_val_steps"),
+    *("logger", "callbacks", "min_epochs", "min_steps", "max_time", "check_val_every_n_epoch"),
     *("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "gradient_clip_algorithm", "deterministic"),
     *("benchmark", "inference_mode", "profiler", "detect_anomaly", "enable_autolog_hparams"),
 )
@@ -35,6 +35,7 @@ REFUSED: dict[str, tuple[object, str]] = {
         None,
         "an epoch ends with its validation, which --keep-best and resuming count on: leave it",
     ),
+    "num_sanity_val_steps": (None, "ranks are proved equal before they validate: try it with --limit-train-batches 1"),
     "enable_checkpointing": (None, "a run saves by itself: give --checkpoint-every, --keep-last and --keep-best"),
     "accumulate_grad_batches": (1, "the setup resolves it for the engine: give --accumulate"),
     "gradient_clip_val": (None, "the setup resolves it for the engine: give --gradient-clip"),

@@ -117,7 +117,6 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
     arguments: dict[str, object] = {
         "log_every_n_steps": 10,  # what the task itself logs at steps
         "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
         **parts.arguments,
     }
     trainer = pl.Trainer(
@@ -148,6 +147,7 @@ def train(assembly: Assembly, folder: RunFolder, attempt: Attempt, logger: RunLo
         limit_val_batches=config.limit_val_batches,
         logger=[*loggers, *([logger] if logger is not None else [])],  # the first is the task's self.logger
         enable_checkpointing=False,
+        num_sanity_val_steps=0,
         use_distributed_sampler=False,  # RunData deals the samples out
         default_root_dir=str(folder.path),
         **arguments,  # type: ignore[arg-type]

@@ -120,6 +120,16 @@ def test_the_preflight_writes_nothing(here: Path) -> None:
     assert [path.name for path in here.iterdir() if path.name != "__pycache__"] == ["trainer_parts_mine.py"]
 
 
+def test_tensorboard_that_is_not_installed_is_missed_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
+    run = config(logger="tensorboard")
+    with pytest.raises(
+        TaskError, match=r"--trainer\.logger TensorBoardLogger cannot be built: [^`]*Neither `tensorboard`"
+    ):
+        check_parts(run, build_parts(run, DDP))
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]

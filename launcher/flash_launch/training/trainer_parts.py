@@ -100,14 +100,17 @@ def build_parts(config: RunConfig, holding: Holding) -> TrainerParts:
 
 
 def check_parts(config: RunConfig, parts: TrainerParts) -> None:
-    """What Lightning itself refuses, before the ranks start: a Trainer is built; loggers are parsed, and not built.
+    """What Lightning itself refuses, before the ranks start: a Trainer is built; loggers of services only parsed.
 
     Raises:
         ConfigError: it does.
     """
     for spec in logger_specs(config):
-        parser = _parser(Logger, "logger")
-        _parsed(parser, "logger", _with_places(spec, ".", "", 0))
+        placed = _with_places(spec, ".", "", 0)
+        if placed is spec:
+            _parsed(_parser(Logger, "logger"), "logger", spec)
+        else:  # those that write files write none until they log; whether TensorBoard is installed is known then
+            _built(placed, Logger, "logger")
     bar = {} if parts.other_bar else {"enable_progress_bar": False}
     arguments = {"enable_model_summary": False, **bar, **parts.arguments}
     try:
