@@ -112,7 +112,11 @@ class ParamGroups:
         """Give a live group another rate, which is nothing that was written by hand."""
         self.sync()
         group, one = self._present()[index], self._live[index]
-        write_options(group, {"lr": rate.lr})
+        home = self.homes[one.home]
+        if rate.scale == 1 and isinstance(home["lr"], torch.Tensor):
+            group["lr"] = home["lr"]  # schedulers write into it
+        else:
+            write_options(group, {"lr": rate.lr})
         one.scale, one.seen = rate.scale, _options(group)
 
     def sync(self) -> None:

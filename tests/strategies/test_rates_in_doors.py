@@ -215,3 +215,25 @@ def test_a_loop_reports_its_transitions_with_their_rates() -> None:
         "epoch 2: phase unfrozen, 4 -> 25 trainable parameters of 25, unfrozen at learning rate 0.01, 2",
         "epoch 4: the learning rate of what phase unfrozen unfroze has reached the head's",
     ]
+
+
+def test_rates_that_are_tensors_stay_with_their_scheduler() -> None:
+    task = Task()
+    finetuner = Finetuner(task, *rated()[:1], max_epochs=EPOCHS + 2)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=torch.tensor(LR), foreach=False)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    finetuner.ddp(optimizer, [scheduler])
+    found = []
+    for epoch in range(EPOCHS + 2):
+        model = finetuner.begin_epoch(epoch)
+        model(torch.ones(2, 2)).square().mean().backward()
+        finetuner.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        finetuner.after_step()
+        task.note(epoch, optimizer.param_groups)
+        assert all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
+        found.append(task.rates[epoch][0])
+        scheduler.step()
+    shares = [0.1, 0.4, 1.0, 1.0, 1.0]
+    assert found[2:] == pytest.approx([LR * 0.5**epoch * share for epoch, share in enumerate(shares, 2)], rel=1e-6)
