@@ -214,3 +214,27 @@ def test_a_newer_attempt_fences_off_an_older_one(here: Here) -> None:
     assert "attempt 1 of this run was superseded by attempt 2" in out
     second.send_signal(signal.SIGINT)
     here.end(second)
+
+
+@pytest.mark.slow
+def test_a_script_with_flash_trainer_stops_and_survives_a_kill(here: Here) -> None:
+    shutil.copy(Path(__file__).with_name("fit_script.py"), here.folder / "fit.py")
+    argv = ("script", "--procs-per-node", "2", "--output-dir", "run")
+    assert here.run(*argv, "fit.py")[0] == 0
+    whole = here.weights
+    (here.folder / "run").rename(here.folder / "whole")
+    here.pause(0.5)
+    launch = here.launch(*argv, "fit.py")
+    here.wait_for_step(2, launch)
+    launch.send_signal(signal.SIGTERM)  # in the frozen phase
+    assert here.end(launch)[0] == 75
+    for file in (here.folder / "run").glob("at[0-9]"):
+        file.unlink()
+    launch = here.launch("resume", "run")
+    pids = here.wait_for_step(14, launch)  # in the last epoch, after a checkpoint
+    os.kill(pids[0], signal.SIGKILL)
+    assert here.end(launch)[0] == 1
+    here.pause(0)
+    code, out = here.run("resume", "run")
+    assert code == 0, out
+    assert here.weights == whole
