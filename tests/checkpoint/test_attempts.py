@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_launch.checkpoint.attempts import Attempt, Fence, begin, in_lineage, read_attempts
+from flash_launch.checkpoint.attempts import Attempt, Fence, FenceWatch, begin, in_lineage, read_attempts
 from flash_launch.errors import FencedError
 
 
@@ -63,3 +63,18 @@ def test_a_damaged_file_still_fences_off(tmp_path: Path) -> None:
 def test_what_was_saved_after_a_newer_attempt_began_does_not_count(saved_by: int, step: int, counts: bool) -> None:
     attempts = [attempt(1, 0), attempt(2, 4), attempt(3, 9)]
     assert in_lineage(attempts, saved_by, step) is counts
+
+
+def test_ranks_of_a_superseded_launch_have_a_while_to_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("flash_launch.checkpoint.attempts.time.monotonic", lambda: now[0])
+    begin(tmp_path)
+    watch = FenceWatch(Fence(tmp_path, 1))
+    begin(tmp_path)
+    assert not watch.ended(), "the folder is not read at each look"
+    now[0] += 3
+    assert not watch.ended()
+    now[0] += 19
+    assert not watch.ended()
+    now[0] += 2
+    assert watch.ended()

@@ -40,5 +40,20 @@ def test_a_stop_that_a_signal_asks_for_is_noted() -> None:
     assert rank_guard.stop_requested()  # the same note, which the guard's handler of that signal writes
 
 
+def test_a_newer_attempt_supersedes_an_older_one(tmp_path: Path) -> None:
+    (tmp_path / "attempts").mkdir()
+    for name in ("0001.json", "0002.json", ".0003.tmp"):
+        (tmp_path / "attempts" / name).write_text("{}")
+    assert [RunSession(tmp_path, attempt).superseded for attempt in (1, 2)] == [True, False]
+
+
+def test_who_never_asks_does_not_look_for_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_session._looked.clear()
+    note_stop()
+    assert not run_session.looks_for_stops()
+    assert stop_requested()
+    assert run_session.looks_for_stops()
+
+
 def test_the_exit_code_is_the_commands() -> None:
     assert EXIT_STOPPED == STOPPED == 75
