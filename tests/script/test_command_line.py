@@ -162,6 +162,7 @@ def test_a_scripts_run_is_not_another_run(here: Path, capsys: pytest.CaptureFixt
         ("script --output-dir run --resume auto train.py 2", "the script cannot change when a run goes on: it was"),
         ("run --output-dir run --resume auto", "--output-dir holds a run of train.py 1, not of the training of a run"),
         ("script --output-dir run train.py 1", "--output-dir run holds another run"),
+        ("run --config run/config.yaml", "run/config.yaml is of a run of a script, not of options"),
         ("export run --to w.safetensors", "export was given run, the run of a script"),
         ("resume run --checkpoint 3", "--checkpoint is for the training of `flash-launch run`"),
         ("resume run --lr 1", "--lr is for the training of `flash-launch run`"),
