@@ -150,7 +150,7 @@ def read_yaml(text: str, source: str) -> dict[str, object]:
             continue  # read by slurm_sections, for those commands that submit
         if name in ("script", "module") and "arguments" in loaded:
             raise ConfigError(
-                f"{source} is of a run of a script, not of options: give `flash-launch resume` its run folder, or start "
+                f"{source} is of a run of a script, not of options: give `flash-launch resume` its folder, or start "
                 "the script anew with `flash-launch script`"
             )
         if name not in _TYPES and name not in (MODEL, SEED):
