@@ -39,7 +39,7 @@ class Task(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.temperature * self.head(self.backbone(inputs))
+        logits: torch.Tensor = self.temperature * self.head(self.backbone(inputs.to(self.temperature.dtype)))
         return logits
 
 
