@@ -137,7 +137,8 @@ class Suites:
     def _asked_for(self, suite: Path, world_size: int) -> list[str]:
         """Tests of a suite have the parameter `case`, an object with `suite`, `world_size` and `name`."""
         cases = [getattr(item, "callspec", None) and item.callspec.params.get("case") for item in self._session.items]
-        return list(dict.fromkeys(c.name for c in cases if c and (c.suite, c.world_size) == (suite, world_size)))
+        ours = [case for case in cases if getattr(case, "suite", None) == suite and case.world_size == world_size]
+        return list(dict.fromkeys(case.name for case in ours))
 
     def _run(self, suite: Path, world_size: int, cases: list[str]) -> dict[str, list[object] | str]:
         import torch

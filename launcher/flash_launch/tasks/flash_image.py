@@ -195,8 +195,8 @@ class ImageClassifier(Classifier):
         images, targets = (batch["input"], batch["target"]) if isinstance(batch, Mapping) else batch
         if self._single_labels and targets.dim() != 1:
             raise TaskError(
-                f"targets are of shape {tuple(targets.shape)}, and a task with one label per sample takes the number of "
-                f"a class for each, ({len(images)},): give ImageClassifier multi_label=True, or a loss_fn for these"
+                f"targets are of shape {tuple(targets.shape)}, and a task with one label per sample takes the number "
+                f"of a class for each, ({len(images)},): give ImageClassifier multi_label=True, or a loss_fn for these"
             )
         logits = self._logits(images)
         values = {name: loss(logits, targets) for name, loss in self.losses.items()}
