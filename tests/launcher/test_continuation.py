@@ -21,6 +21,7 @@ def test_every_option_is_sorted_in() -> None:
     fixed = {
         *("task", "task_args", "backbone", "weights", "data", "data_args", "val_fraction", "image_size", "seed"),
         *("optimizer", "lr", "weight_decay", "no_decay", "momentum", "lr_schedule", "warmup_steps"),
+        *("backbone_lr", "backbone_lr_ratio", "backbone_lr_ramp", "backbone_lr_align"),
         *("gradient_clip", "precision", "wandb_project", "wandb_entity"),
     }
     assert set(vars(OLD)) == MAY_CHANGE | STRATEGY | fixed
