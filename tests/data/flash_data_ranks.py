@@ -96,6 +96,7 @@ def main(folder: Path) -> None:
     }
     torch.save(results, folder / f"{os.environ['RANK']}.pt")
     sys.stdout.flush()
+    dist.barrier()  # no rank goes while another still hears of it
     os._exit(0)  # gloo's threads may end Python by SIGABRT (pytorch/pytorch#179291)
 
 

@@ -237,7 +237,8 @@ def test_a_second_fit_and_what_is_reported(caplog: pytest.LogCaptureFixture) -> 
     assert first[1].startswith("epoch 0: phase freeze") or first[1].startswith("epoch 0: phase frozen")
     assert "7 trainable parameters of 25, 1 layers," in first[1]
     assert second[1].startswith("4 parameters (backbone.2.weight, backbone.2.bias, backbone.3.weight, ...) left frozen")
-    assert second[3].startswith("epoch 1: phase unfrozen, 7 -> 19 trainable parameters of 25, 3 layers,")
+    expected = "epoch 1: phase unfrozen, 7 -> 19 trainable parameters of 25, unfrozen at learning rate 0.1, 3 layers,"
+    assert second[3].startswith(expected)
     assert second[3].endswith("of optimizer state per rank; ranks equal")
     assert len(second) == 4
 
