@@ -115,7 +115,7 @@ class Resumption:
             self._resumed = None
             self._loop.end_epoch()
             if self._folder is not None:
-                stop = self._lookout.now()
+                stop = self._lookout.now(self._loop.steps)
                 self._save(Position(epoch + 1, 0), None)
                 if stop and epoch + 1 < last:
                     self._leave()

@@ -11,6 +11,7 @@ import torch
 from flash_launch.checkpoint import lookout as lookouts
 from flash_launch.checkpoint.attempts import Fence, begin
 from flash_launch.checkpoint.lookout import Lookout, Reasons
+from flash_strategies import agreed_looks
 from flash_strategies.agreement import ControlGroup
 
 
@@ -26,7 +27,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(lookouts, "time", found)
+    for module in (agreed_looks, lookouts):
+        monkeypatch.setattr(module, "time", found)
     return found
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import flash_launch as flash
 from flash_launch.training import script_stop
-from flash_strategies import run_session, stop_lookout
+from flash_strategies import agreed_looks, run_session
 
 EPOCHS, STEPS, BATCH = 3, 5, 4
 STOPS = {"frozen": (2, 3), "an epoch's last step": (5, 5), "unfrozen": (8, 9), "the last epoch": (13, 14)}
@@ -113,7 +113,7 @@ def shared_folder() -> Path:
 def run_case(name: str) -> dict[str, object]:
     """By the stop: exit codes, whether the rest was seen, and tensors that differ at the end."""
     folder = shared_folder()
-    stop_lookout._MOST_STEPS = 1  # so short steps would be over before the ranks look again
+    agreed_looks._MOST_STEPS = 1  # so short steps would be over before the ranks look again
     os.environ |= {"FLASH_LAUNCH_RUN": str(folder / "whole"), "FLASH_LAUNCH_ATTEMPT": "1"}
     code, whole = train(name)
     assert code == 0

@@ -1,28 +1,16 @@
-"""Looks for reasons to stop or to save while training runs; the ranks agree on them at the same step, and none waits.
-
-At agreed steps an all-reduce of what each rank has found is started, and it is read at the next such step, when it has
-long arrived. Each rank adds how long its steps take, and from the slowest all choose how many steps come in between.
-"""
+"""Looks for reasons to stop or save while training runs; the ranks agree on them at the same step, and none waits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
-import torch
-
 from flash_launch.checkpoint.attempts import Fence
+from flash_strategies.agreed_looks import AgreedLooks
 from flash_strategies.agreement import ControlGroup
 
 __all__ = ["Lookout", "Reasons"]
 
-_LOOK_SECONDS = 0.2
-"""From look to look; a reason is acted on two looks after it was found, at most."""
-_MOST_STEPS = 16
-"""From look to look, for steps that become slower all of a sudden."""
-_UNKNOWN = 10**12
-"""Microseconds of a step before one was timed: looks are close together."""
 _FENCE_SECONDS = 5.0
 
 
@@ -55,13 +43,11 @@ class Lookout:
         self._control, self._fence = control, fence
         self._fence_looked = time.monotonic()
         self._fenced = False
-        self._asked: Callable[[], torch.Tensor] | None = None
-        self._asked_step, self._asked_at = 0, 0.0
-        self._next_step, self._interval = 0, 1
+        self._looks = AgreedLooks(control)
 
     def due(self, step: int) -> bool:
         """Whether there is a look after this step."""
-        return step >= self._next_step
+        return self._looks.due(step)
 
     def fenced(self) -> bool:
         """Whether a newer attempt owns the run, as far as rank 0 has looked; it does so every few seconds."""
@@ -77,20 +63,12 @@ class Lookout:
         Raises:
             RuntimeError: a rank did not come within the control group's time-out.
         """
-        if self._asked is None:
-            return None
-        *found, microseconds = self._asked().tolist()
-        self._asked = None
-        self._interval = min(max(int(_LOOK_SECONDS * 1e6 / max(microseconds, 1)), 1), _MOST_STEPS)
-        return Reasons(*found)
+        found = self._looks.answer()
+        return Reasons(*found) if found is not None else None
 
     def ask(self, step: int, own: Reasons) -> None:
         """Begin to ask all ranks what they have found; the answer is due after some steps."""
-        now = time.monotonic()
-        steps = step - self._asked_step
-        microseconds = int((now - self._asked_at) * 1e6 / steps) if self._asked_at and steps > 0 else _UNKNOWN
-        self._asked = self._control.begin_max(torch.tensor([*astuple(own), microseconds]))
-        self._asked_step, self._asked_at, self._next_step = step, now, step + self._interval
+        self._looks.ask(step, astuple(own))
 
     def now(self, step: int, own: Reasons) -> Reasons:
         """Ask, and wait for the answer; where ranks wait for each other anyway. Looks are close together after it.
@@ -98,6 +76,4 @@ class Lookout:
         Raises:
             RuntimeError: a rank did not come within the control group's time-out.
         """
-        self._asked, self._asked_at = None, 0.0
-        self._asked_step, self._next_step, self._interval = step, step + 1, 1
-        return Reasons(*self._control.min_max(torch.tensor(astuple(own)))[1].tolist())
+        return Reasons(*self._looks.now(step, astuple(own)))

@@ -163,7 +163,7 @@ class ScriptStop(Checkpoint):
     def _between_epochs(self, trainer: pl.Trainer) -> None:
         assert self._lookout is not None
         self._step = trainer.global_step
-        stop = self._lookout.now()
+        stop = self._lookout.now(self._step)
         self._save(trainer, 0)
         if stop and not trainer.fit_loop.done:
             self._leave()
