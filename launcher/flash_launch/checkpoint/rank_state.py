@@ -10,7 +10,6 @@ import argparse
 import copy
 import io
 import pathlib
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from flash_strategies.agreement import ControlGroup
 from flash_strategies.buffers import combined, declared_reductions, reduction_of
 from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import private
+from flash_strategies.random_states import HostStates, give_back_host, take_host
 
 __all__ = [
     "RankState",
@@ -191,27 +191,15 @@ def restore_rest(trainer: pl.Trainer, state: RankState, *, states: bool = True) 
 
 
 def random_states() -> Values:
-    """All random states of this process, as plain values."""
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    assert not isinstance(keys, str)
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached),
-        "torch": torch.random.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-    }
+    """All random states of this process, as plain values; of GPUs that of this rank's."""
+    return {**take_host(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
 
 
 def restore_random(states: Values) -> None:
     """Give them back."""
-    python, numpys, cuda = states["python"], states["numpy"], states["cuda"]
-    assert isinstance(python, tuple)
-    assert isinstance(numpys, tuple)
+    give_back_host(cast(HostStates, states))
+    cuda = states["cuda"]
     assert isinstance(cuda, list)
-    random.setstate(python)
-    name, keys, position, has_gauss, cached = numpys
-    numpy.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
-    torch.random.set_rng_state(states["torch"])  # type: ignore[arg-type]
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda[0])
 
