@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 
-__all__ = ["REFUSED", "TAKEN", "callback_specs", "check_trainer", "class_name", "given", "logger_specs"]
+__all__ = [
+    "REFUSED",
+    "REFUSED_CLASSES",
+    "TAKEN",
+    "callback_specs",
+    "check_trainer",
+    "class_name",
+    "given",
+    "logger_specs",
+]
 
 TAKEN = (
     *("logger", "callbacks", "min_epochs", "min_steps", "max_time", "check_val_every_n_epoch"),
@@ -52,7 +61,7 @@ REFUSED: dict[str, tuple[object, str]] = {
 }
 """What contradicts a run: Lightning's default, which is taken as not given, and the reason with what to do."""
 
-_REFUSED_CLASSES = {
+REFUSED_CLASSES = {
     "ModelCheckpoint": "a run saves by itself: give --checkpoint-every, --keep-last and --keep-best",
     "GradientAccumulationScheduler": "the setup resolves accumulation for the engine: give --accumulate",
     "LearningRateFinder": "it trains outside of the run's epochs and loads a file of its own: give --lr",
@@ -97,8 +106,8 @@ def check_trainer(config: RunConfig) -> None:
                     f"--trainer.{option} was given {spec}: give a class_path and init_args, as in "
                     "{class_path: my_module.MyClass, init_args: {patience: 3}}"
                 )
-            if shown in _REFUSED_CLASSES:
-                raise ConfigError(f"--trainer.{option} {shown} is not taken: {_REFUSED_CLASSES[shown]}")
+            if shown in REFUSED_CLASSES:
+                raise ConfigError(f"--trainer.{option} {shown} is not taken: {REFUSED_CLASSES[shown]}")
 
 
 def given(config: RunConfig) -> dict[str, object]:

@@ -15,7 +15,7 @@ from flash_launch.errors import ConfigError
 from flash_launch.options import RankOptions, WandbOptions, option_name
 from flash_launch.run_folder import RunFolder
 
-__all__ = ["OPTIONS", "AnyConfig", "ScriptConfig", "is_script", "read_config"]
+__all__ = ["OPTIONS", "AnyConfig", "ScriptConfig", "describes_script", "is_script", "read_config"]
 
 OPTIONS = (
     *(field.name for field in dataclasses.fields(RankOptions)),
@@ -69,7 +69,7 @@ class ScriptConfig(WandbOptions, RankOptions):
         return self.replace(nodes=nodes, procs_per_node=procs_per_node, accelerator=accelerator)
 
     def check(self) -> None:
-        """Nothing: `find_program` has looked at the script."""
+        """Nothing: `check_program` has looked at the script."""
 
     def option_arguments(self) -> list[str]:
         """The options as a command line that gives them again."""
@@ -142,4 +142,9 @@ def is_script(config_yaml: Path) -> bool:
         read = yaml.safe_load(config_yaml.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return isinstance(read, dict) and ("script" in read or "module" in read)
+    return describes_script(read)
+
+
+def describes_script(values: object) -> bool:
+    """Whether what a config.yaml holds is of a script, and not of flash-launch's own training."""
+    return isinstance(values, Mapping) and ("script" in values or "module" in values)

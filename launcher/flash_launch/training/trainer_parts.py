@@ -26,7 +26,7 @@ from flash_launch.config import RunConfig
 from flash_launch.errors import ConfigError
 from flash_launch.run_folder import RunFolder
 from flash_launch.tasks.own import users_code
-from flash_launch.trainer_options import callback_specs, class_name, given, logger_specs
+from flash_launch.trainer_options import REFUSED_CLASSES, callback_specs, class_name, given, logger_specs
 from flash_launch.training.csv_logger import RunCSVLogger
 from flash_strategies.lightning import FinetuningCallback
 from flash_strategies.parameter_checks import Holding, check_callbacks
@@ -34,13 +34,13 @@ from flash_strategies.parameter_checks import Holding, check_callbacks
 __all__ = ["LoggersSaved", "TrainerParts", "build_loggers", "build_parts", "check_parts"]
 
 _REFUSED: dict[type, str] = {
-    Checkpoint: "a run saves by itself: give --checkpoint-every, --keep-last and --keep-best",
-    GradientAccumulationScheduler: "the setup resolves accumulation for the engine: give --accumulate",
-    LearningRateFinder: "it trains outside of the run's epochs: give --lr",
-    BatchSizeFinder: "it trains outside of the run's epochs: give --batch-size",
-    BaseFinetuning: "its unfreezing leaves ranks with different weights: give --strategy",
+    Checkpoint: REFUSED_CLASSES["ModelCheckpoint"],
+    GradientAccumulationScheduler: REFUSED_CLASSES["GradientAccumulationScheduler"],
+    LearningRateFinder: REFUSED_CLASSES["LearningRateFinder"],
+    BatchSizeFinder: REFUSED_CLASSES["BatchSizeFinder"],
+    BaseFinetuning: REFUSED_CLASSES["BackboneFinetuning"],
     FinetuningCallback: "a run has one strategy: give --strategy module:Class",
-    WandbLogger: "the run records itself there: give --wandb online, --wandb-project and --wandb-name",
+    WandbLogger: REFUSED_CLASSES["WandbLogger"],
 }
 """As trainer_options.py, for classes derived from these."""
 _FILE_LOGGERS = ("TensorBoardLogger", "CSVLogger")

@@ -13,7 +13,7 @@ from flash_launch.checkpoint.manifest import read as read_manifest
 from flash_launch.checkpoint.store import Store
 from flash_launch.errors import CheckpointError
 from flash_launch.run_folder import RunFolder, read_jsonl
-from flash_launch.script.config import is_script
+from flash_launch.script.config import describes_script
 from flash_launch.viewing.json_fields import flag, integer, items, number, read_mapping, text
 from flash_launch.viewing.metrics_file import MetricsFile, Progress
 
@@ -126,7 +126,7 @@ class RunView:
     @property
     def is_script(self) -> bool:
         """Whether a script of the user's runs, and not flash-launch's own training."""
-        return "directory" in self.config
+        return describes_script(self.config)
 
     @property
     def max_epochs(self) -> int | None:
@@ -152,7 +152,7 @@ def read_run(folder: RunFolder, metrics: MetricsFile | None = None) -> RunView:
         folder: the run folder.
         metrics: reads on where it was, for those who look again and again.
     """
-    plan = read_mapping(folder.plan_json)
+    config, plan = _yaml(folder.config_yaml), read_mapping(folder.plan_json)
     summary = read_mapping(folder.summary_json)
     attempts = tuple(_attempt(folder, one) for one in read_attempts(folder.attempts))
     events = tuple(_events(folder.events_jsonl))
@@ -161,7 +161,7 @@ def read_run(folder: RunFolder, metrics: MetricsFile | None = None) -> RunView:
     newest = attempts[-1].attempt if attempts else None
     return RunView(
         folder.path,
-        _yaml(folder.config_yaml),
+        config,
         plan,
         _phases(plan, summary, lineage, progress),
         flag(plan, "phases_known", True),
@@ -169,7 +169,7 @@ def read_run(folder: RunFolder, metrics: MetricsFile | None = None) -> RunView:
         events,
         lineage,
         attempts,
-        tuple(_saved_by_script(folder) if is_script(folder.config_yaml) else _checkpoints(folder)),
+        tuple(_saved_by_script(folder) if describes_script(config) else _checkpoints(folder)),
         summary,
         read_mapping(folder.path / "wandb" / "run.json"),
         tuple(job for row in items(read_mapping(folder.path / "slurm.json"), "jobs") if (job := text(row, "job_id"))),
