@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from flash_strategies.errors import CheckpointError
 from flash_strategies.random_states import RandomStates, give_back, take
 from flash_strategies.reporting import NOTES, say
-from flash_strategies.run_session import EXIT_STOPPED, RunSession
+from flash_strategies.run_session import RunSession
 from flash_strategies.stop_lookout import StopLookout
 from flash_strategies.transition import Transitions
+from flash_strategies.whole_folder import POSITION, leave, remove_cut_off, write_whole
 
-_POSITION = "position.json"
 _KEPT = 2
 """Checkpoints that stay: the newest ones."""
 
@@ -96,7 +94,7 @@ class Resumption:
             folder: for checkpoints, in place of the session's.
         """
         self._loop, self._control = loop, loop.transitions.control
-        self._attempt = session.attempt if session is not None else 1
+        self._session, self._attempt = session, session.attempt if session is not None else 1
         self._folder = folder if folder is not None else session.checkpoints if session is not None else None
         self._lookout = StopLookout(self._control)
         self._epoch = 0
@@ -118,7 +116,7 @@ class Resumption:
                 stop = self._lookout.now(self._loop.steps)
                 self._save(Position(epoch + 1, 0), None)
                 if stop and epoch + 1 < last:
-                    self._leave()
+                    leave(groups=True)
 
     def batches(self, loader: Iterable[_T]) -> Iterator[_T]:
         """The epoch's batches that are left; between two of them a stop is heeded.
@@ -143,7 +141,7 @@ class Resumption:
             done += 1
             if self._loop.steps != before and self._lookout.agreed(self._loop.steps):
                 self._save(Position(self._epoch, done), start)
-                self._leave()
+                leave(groups=True)
         if now is not None:
             give_back(now)
 
@@ -158,18 +156,17 @@ class Resumption:
         if self._folder is None:
             return Position(0, 0)
         if self._control.rank == 0:
-            for left in self._folder.glob(".*.tmp"):  # of saves that were cut off
-                shutil.rmtree(left, ignore_errors=True)
+            remove_cut_off(self._folder)
         names = _names(self._folder)
         newest = self._control.gather(names[-1] if names else None, "looking for a checkpoint")[0]
         if newest is None:
             return Position(0, 0)
         path = self._folder / str(newest)
         try:
-            saved = json.loads((path / _POSITION).read_text())
+            saved = json.loads((path / POSITION).read_text())
             position, ranks = Position(int(saved["epoch"]), int(saved["batch"])), int(saved["ranks"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / _POSITION} cannot be read: {error}") from error
+            raise CheckpointError(f"{path / POSITION} cannot be read: {error}") from error
         self._loop.load(path / "state")
         position = self._of_these_ranks(position, ranks)
         rank, here = self._control.rank, self._control.world_size
@@ -190,30 +187,21 @@ class Resumption:
 
     def _save(self, position: Position, start: RandomStates | None) -> None:
         assert self._folder is not None
-        rank, control = self._control.rank, self._control
-        path = self._folder / f"{self._attempt:04d}_{self._loop.steps:08d}"
-        temporary = path.with_name(f".{path.name}.tmp")
-        if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        control.meet(f"saving {path}")
-        now = take()  # before the save draws from them
-        self._loop.save(temporary / "state")
-        torch.save({"start": start, "now": now}, temporary / f"rank{rank}.pt")
-        control.meet(f"saving {path}")
-        if rank == 0:
-            (temporary / _POSITION).write_text(json.dumps({**asdict(position), "ranks": control.world_size}))
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            for name in _names(self._folder)[:-_KEPT]:
-                shutil.rmtree(self._folder / name, ignore_errors=True)
-        control.meet(f"saving {path}")
+        folder, control = self._folder, self._control
 
-    def _leave(self) -> None:
-        say("stopped, as was asked; all is saved, and the next start resumes here", NOTES)
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-        raise SystemExit(EXIT_STOPPED)
+        def write(into: Path) -> None:
+            now = take()  # before the save draws from them
+            self._loop.save(into / "state")
+            torch.save({"start": start, "now": now}, into / f"rank{control.rank}.pt")
+
+        write_whole(
+            control,
+            folder / f"{self._attempt:04d}_{self._loop.steps:08d}",
+            write,
+            asdict(position),
+            session=self._session,
+            outdated=lambda: [folder / name for name in _names(folder)[:-_KEPT]],
+        )
 
 
 def _names(folder: Path) -> list[str]:
@@ -221,7 +209,7 @@ def _names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     found = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+_\d+", path.name)]
-    whole = [name for name in found if (folder / name / _POSITION).is_file()]
+    whole = [name for name in found if (folder / name / POSITION).is_file()]
     return sorted(whole, key=lambda name: [int(part) for part in name.split("_")])
 
 

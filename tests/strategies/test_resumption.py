@@ -103,6 +103,18 @@ def test_the_session_of_flash_launch_says_where(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0007_00000002"]
 
 
+def test_a_loop_that_a_newer_attempt_superseded_saves_nothing(
+    tmp_path: Path, asked: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts/0002.json").touch()
+    monkeypatch.setenv(run_session.RUN, str(tmp_path))
+    monkeypatch.setenv(run_session.ATTEMPT, "1")
+    with pytest.raises(CheckpointError, match="attempt 1 of this run was superseded"):
+        train(None, asked)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith(".")] == []
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     task = Task()
     finetuner = Finetuner(task, "no_freeze")

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +23,13 @@ from flash_strategies.errors import CheckpointError
 from flash_strategies.lightning import private
 from flash_strategies.random_states import RandomStates, give_back, take
 from flash_strategies.reporting import NOTES, say
-from flash_strategies.run_session import EXIT_STOPPED, RunSession, current_session, note_stop
+from flash_strategies.run_session import RunSession, current_session, note_stop
 from flash_strategies.stop_lookout import StopLookout
+from flash_strategies.whole_folder import POSITION, leave, remove_cut_off, write_whole
 
 __all__ = ["ScriptStop", "resumable"]
 
-_POSITION, _FIT = "position.json", "fit.ckpt"
+_FIT = "fit.ckpt"
 _calls = itertools.count(1)
 
 
@@ -80,7 +80,7 @@ class ScriptStop(Checkpoint):
 
     def _names(self) -> list[str]:
         folder = self._session.checkpoints
-        found = [path.parent.name for path in folder.glob(f"fit{self._call}_*/{_POSITION}")]
+        found = [path.parent.name for path in folder.glob(f"fit{self._call}_*/{POSITION}")]
         return sorted((name for name in found if re.fullmatch(r"fit\d+_\d+_\d+", name)), key=_age)
 
     # ---- Lightning's hooks
@@ -100,8 +100,7 @@ class ScriptStop(Checkpoint):
         if len(set(seen)) > 1:
             raise CheckpointError(f"the ranks see other checkpoints in {self._session.checkpoints}: {seen}")
         if self._control.rank == 0:
-            for left in self._session.checkpoints.glob(f".fit{self._call}_*.tmp"):  # of a save that was cut off
-                shutil.rmtree(left, ignore_errors=True)
+            remove_cut_off(self._session.checkpoints, f"fit{self._call}_")
         self._step = trainer.global_step
         if self._resumed is not None:
             self._take_back(self._resumed, pl_module)
@@ -117,7 +116,7 @@ class ScriptStop(Checkpoint):
     def _take_back(self, path: Path, task: pl.LightningModule) -> None:
         assert self._control is not None
         try:
-            at = json.loads((path / _POSITION).read_text(encoding="utf-8"))
+            at = json.loads((path / POSITION).read_text(encoding="utf-8"))
             ranks, self._batch = int(at["ranks"]), int(at["batch"])
             saved = torch.load(path / f"rank{self._control.rank % ranks}.pt", weights_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -158,7 +157,7 @@ class ScriptStop(Checkpoint):
         assert self._lookout is not None
         if self._lookout.agreed(step):
             self._save(trainer, done)
-            self._leave()
+            leave(groups=False)
 
     def _between_epochs(self, trainer: pl.Trainer) -> None:
         assert self._lookout is not None
@@ -166,41 +165,32 @@ class ScriptStop(Checkpoint):
         stop = self._lookout.now(self._step)
         self._save(trainer, 0)
         if stop and not trainer.fit_loop.done:
-            self._leave()
+            leave(groups=False)
 
     # ---- checkpoints
 
     def _save(self, trainer: pl.Trainer, batch: int) -> None:
         control, session = self._control, self._session
         assert control is not None
-        path = session.checkpoints / f"fit{self._call}_{session.attempt:04d}_{trainer.global_step:08d}"
-        temporary = path.with_name(f".{path.name}.tmp")
-        if control.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        control.meet(f"saving {path}")
         task = trainer.lightning_module
-        mine = {
-            "start": self._start if batch else None,
-            "now": take(trainer.train_dataloader),
-            "buffers": {name: buffer.detach().cpu().clone() for name, buffer in task.named_buffers()},
-        }
-        torch.save(mine, temporary / f"rank{control.rank}.pt")
-        trainer.save_checkpoint(temporary / _FIT)
-        control.meet(f"saving {path}")
-        if control.rank == 0:
-            if session.superseded:
-                raise CheckpointError(f"attempt {session.attempt} of this run was superseded: it saves nothing more")
-            (temporary / _POSITION).write_text(json.dumps({"batch": batch, "ranks": control.world_size}))
-            shutil.rmtree(path, ignore_errors=True)
-            temporary.rename(path)
-            for name in self._names()[:-1]:
-                shutil.rmtree(session.checkpoints / name, ignore_errors=True)
-        control.meet(f"saving {path}")
 
-    def _leave(self) -> None:
-        say("stopped, as was asked; all is saved, and the next start resumes here", NOTES)
-        raise SystemExit(EXIT_STOPPED)
+        def write(into: Path) -> None:
+            mine = {
+                "start": self._start if batch else None,
+                "now": take(trainer.train_dataloader),
+                "buffers": {name: buffer.detach().cpu().clone() for name, buffer in task.named_buffers()},
+            }
+            torch.save(mine, into / f"rank{control.rank}.pt")
+            trainer.save_checkpoint(into / _FIT)
+
+        write_whole(
+            control,
+            session.checkpoints / f"fit{self._call}_{session.attempt:04d}_{trainer.global_step:08d}",
+            write,
+            {"batch": batch},
+            session=session,
+            outdated=lambda: [session.checkpoints / name for name in self._names()[:-1]],
+        )
 
 
 def _age(name: str) -> list[int]:
