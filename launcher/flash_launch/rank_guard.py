@@ -26,6 +26,7 @@ from pathlib import Path
 
 from flash_launch import oom_evidence, progress, telling
 from flash_launch.agent_guard import SHUTDOWN_SECONDS, begin_agent, log_start
+from flash_launch.quick_end import after_exit_handlers
 from flash_launch.script import running
 from flash_strategies.run_session import note_stop, stop_requested
 
@@ -54,6 +55,7 @@ _told = threading.Event()
 def main(argv: Sequence[str]) -> None:
     """Guard this process, then run the module or script as `python` would."""
     _die_with_parent()
+    done = after_exit_handlers() if "RANK" in os.environ else None
     script = argv[0] == "--script"
     if telling.ENDS in os.environ:
         if "RANK" in os.environ:
@@ -93,6 +95,8 @@ def main(argv: Sequence[str]) -> None:
         running.leave_process_group()
     if telling.ENDS in os.environ:
         _end_well()
+    if done is not None:
+        done()
 
 
 def note_failure(error: BaseException) -> None:

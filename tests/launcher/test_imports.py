@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-GUARD = ("rank_guard", "agent_guard", "telling", "progress", "oom_evidence", "processes", "script", "script.running")
+GUARD = (
+    "quick_end",
+    "rank_guard",
+    "agent_guard",
+    "telling",
+    "progress",
+    "oom_evidence",
+    "processes",
+    "script",
+    "script.running",
+)
 HEAVY = {
     "torch",
     "lightning",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,34 @@ def test_exit_codes(tmp_path: Path, end: str, code: int, told: dict[str, object]
     log = (tmp_path / "logs/node0_rank1.log").read_text()
     assert ("ZeroDivisionError" in log, "no data" in log) == ("1 / 0" in end, "no data" in end)
     assert "running.py" not in log, "how it was started stands in no traceback"
+
+
+ENDS = """
+import atexit, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+class Kept:
+    def __del__(self):
+        print("torn down", flush=True)
+
+dist.init_process_group("gloo")
+model = DistributedDataParallel(torch.nn.Linear(2, 2)) if {ddp} else None
+kept, file = Kept(), open("left.txt", "w")
+file.write("all of it")
+atexit.register(lambda: print("exit handler"))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of threads are looked up in /proc")
+@pytest.mark.parametrize("ddp", [True, False])
+def test_a_rank_whose_gloo_threads_are_left_ends_before_pythons_teardown(folder: Path, ddp: bool) -> None:
+    """Else they may end it by SIGABRT, although all was done; exit handlers run, and files have what was written."""
+    (folder / "ends.py").write_text(ENDS.format(ddp=ddp))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ended = guarded(folder, "ends.py", RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["exit handler", *["torn down"] * (not ddp)]
+    assert (folder / "left.txt").read_text() == "all of it"
